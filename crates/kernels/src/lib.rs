@@ -1,0 +1,8 @@
+//! Numbers in, numbers out: the closed set of fused operations, each a forward/backward pair over plain slices.
+//! Knows nothing of models, losses or text. The only crate with `unsafe`.
+//! Cost: every op is one pass over its operands; nothing here allocates in proportion to `tokens x vocabulary` or
+//! `tokens x tokens`.
+
+pub mod element;
+pub mod rng;
+pub mod segment;
