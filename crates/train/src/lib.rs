@@ -1,2 +1,4 @@
-//! Placeholder.
+//! The flow of a run, room by room, in this order:
+//! data -> prompt -> rollout -> reward -> update -> optim -> checkpoint, eval, report.
+//! A room imports only rooms before it; a test holds that.
 #![forbid(unsafe_code)]
