@@ -1,0 +1,49 @@
+"""Makes every committed fixture anew: `python tools/make_fixtures.py [models] [parity] [ops] [resize] [templates]`.
+
+Python is the oracle here and nowhere else: building, testing and running foveate never calls it. Needs torch,
+torchvision, transformers, tokenizers, safetensors, pillow, numpy and num2words in the versions of
+fixtures/VERSIONS.json, which this script writes. Seeds are fixed; running it again in the same environment gives the
+same files.
+"""
+
+import importlib.metadata
+import json
+import platform
+import sys
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent))
+FIXTURES = Path(__file__).parent.parent / "fixtures"
+PACKAGES = "torch torchvision transformers tokenizers safetensors pillow numpy jinja2 num2words".split()
+
+
+def main() -> None:
+    wanted = set(sys.argv[1:])
+    chosen = lambda part: not wanted or part in wanted
+    torch.set_num_threads(1)
+    torch.use_deterministic_algorithms(True)
+    FIXTURES.mkdir(exist_ok=True)
+    if chosen("models"):
+        from fixture_models import MAKERS
+        from fixture_pictures import make_pictures
+
+        make_pictures(FIXTURES / "images")
+        for name, make in MAKERS.items():
+            make(FIXTURES / "models" / name)
+            print("model", name)
+    if chosen("parity"):
+        from fixture_models import MAKERS
+        from fixture_parity import make_parity
+
+        for name in MAKERS:
+            make_parity(name, FIXTURES / "models", FIXTURES / "images", FIXTURES / "parity")
+            print("parity", name)
+    versions = {"python": platform.python_version()}
+    versions |= {package: importlib.metadata.version(package) for package in PACKAGES}
+    (FIXTURES / "VERSIONS.json").write_text(json.dumps(versions, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
