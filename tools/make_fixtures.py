@@ -1,4 +1,4 @@
-"""Makes every committed fixture anew: `python tools/make_fixtures.py [models] [parity] [ops] [resize] [templates]`.
+"""Makes every committed fixture anew: `python tools/make_fixtures.py [models] [parity] [ops] [pictures] [templates]`.
 
 Python is the oracle here and nowhere else: building, testing and running foveate never calls it. Needs torch,
 torchvision, transformers, tokenizers, safetensors, pillow, numpy and num2words in the versions of
@@ -40,6 +40,19 @@ def main() -> None:
         for name in MAKERS:
             make_parity(name, FIXTURES / "models", FIXTURES / "images", FIXTURES / "parity")
             print("parity", name)
+    if chosen("ops"):
+        from fixture_ops import make_ops
+
+        make_ops(FIXTURES / "ops")
+    if chosen("pictures"):
+        from fixture_images import make_decode, make_resize
+
+        make_resize(FIXTURES / "resize")
+        make_decode(FIXTURES / "decode")
+    if chosen("templates"):
+        from fixture_templates import make_templates
+
+        make_templates(FIXTURES / "templates")
     versions = {"python": platform.python_version()}
     versions |= {package: importlib.metadata.version(package) for package in PACKAGES}
     (FIXTURES / "VERSIONS.json").write_text(json.dumps(versions, indent=2) + "\n")
