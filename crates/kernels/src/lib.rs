@@ -4,5 +4,6 @@
 //! `tokens x tokens`.
 
 pub mod element;
+pub mod interrupt;
 pub mod rng;
 pub mod segment;

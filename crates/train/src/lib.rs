@@ -2,3 +2,9 @@
 //! data -> prompt -> rollout -> reward -> update -> optim -> checkpoint, eval, report.
 //! A room imports only rooms before it; a test holds that.
 #![forbid(unsafe_code)]
+
+// State to files that are there in full or not at all.
+pub mod checkpoint;
+
+// A new model from architecture numbers.
+pub mod fresh;
