@@ -3,7 +3,12 @@
 //! Cost: every op is one pass over its operands; nothing here allocates in proportion to `tokens x vocabulary` or
 //! `tokens x tokens`.
 
+pub mod cpu;
 pub mod element;
 pub mod interrupt;
+pub mod isa;
+pub mod map;
+pub mod parallel;
+pub mod reference;
 pub mod rng;
 pub mod segment;

@@ -1,0 +1,16 @@
+//! The operations on the CPU, one file per kind, forward and backward side by side.
+//! Plain functions over slices; f32 arithmetic whatever the element type. Parameter gradients accumulate, activation
+//! gradients overwrite unless a name says `_add`. A row's result never depends on other rows.
+//! Cost: see each file.
+
+pub mod activation;
+pub mod adamw;
+pub mod attention;
+pub mod elementwise;
+pub mod embed;
+pub mod interpolate;
+pub mod math;
+pub mod norm;
+pub mod pixel_shuffle;
+pub mod rope;
+mod shared;

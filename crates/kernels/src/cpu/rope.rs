@@ -1,0 +1,106 @@
+//! Rotary position embedding in one or several axes, in place, rotate-half convention (Llama, Qwen, SmolLM).
+//! Knows angles only; where positions and frequencies come from is the model's business.
+//! Cost: the table costs one sine and cosine per row and half-dimension, once per batch; the rotation is one pass.
+
+// T rows, half = number of rotated pairs per head
+
+use crate::cpu::shared::SharedMut;
+use crate::element::Element;
+use crate::isa::multiversion;
+use crate::parallel::for_chunks;
+
+const ROWS: usize = 64;
+
+/// Cosines and sines of every row, `[T, half]` each.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct RopeTable {
+    /// Cosines, row after row.
+    pub cos: Vec<f32>,
+    /// Sines, row after row.
+    pub sin: Vec<f32>,
+    /// Rotated pairs per head; `2 * half` may be less than the head when only its first part is rotated.
+    pub half: usize,
+}
+
+impl RopeTable {
+    /// Ordinary positions: pair `i` turns by `position * inv_freq[i]`.
+    pub fn one_axis(positions: &[u32], head_dim: usize, inv_freq: &[f32]) -> Self {
+        Self::axes(&[positions], &vec![0; inv_freq.len()], head_dim, inv_freq)
+    }
+
+    /// Several axes (time, height, width): pair `i` turns by `positions[section_of[i]][row] * inv_freq[i]`.
+    pub fn axes(positions: &[&[u32]], section_of: &[u8], head_dim: usize, inv_freq: &[f32]) -> Self {
+        let half = inv_freq.len();
+        assert!(2 * half <= head_dim, "RopeTable: {half} frequencies do not fit a head of {head_dim}");
+        assert_eq!(section_of.len(), half, "RopeTable: one section per frequency");
+        assert!(
+            section_of.iter().all(|&axis| (axis as usize) < positions.len()),
+            "RopeTable: section without positions"
+        );
+        let rows = positions.first().map_or(0, |column| column.len());
+        assert!(positions.iter().all(|column| column.len() == rows), "RopeTable: position columns of different length");
+        let mut table = Self { cos: vec![0.0; rows * half], sin: vec![0.0; rows * half], half };
+        let (cos, sin) = (SharedMut::new(&mut table.cos), SharedMut::new(&mut table.sin));
+        for_chunks(rows, ROWS, |range| {
+            for row in range {
+                // SAFETY: each row belongs to one chunk.
+                let (cos, sin) = unsafe { (cos.slice(row * half, half), sin.slice(row * half, half)) };
+                for i in 0..half {
+                    // The angle is rounded to f32 as in transformers; its sine and cosine are then exact to f32.
+                    let angle = positions[section_of[i] as usize][row] as f32 * inv_freq[i];
+                    let (s, c) = f64::from(angle).sin_cos();
+                    (sin[i], cos[i]) = (s as f32, c as f32);
+                }
+            }
+        });
+        table
+    }
+}
+
+/// Rotates heads `first_head .. first_head + num_heads` of each row of `x` `[T, row_width]` in place. `inverse` turns
+/// back, which is also the backward pass.
+pub fn rope<E: Element>(
+    x: &mut [E],
+    row_width: usize,
+    first_head: usize,
+    num_heads: usize,
+    head_dim: usize,
+    table: &RopeTable,
+    inverse: bool,
+) {
+    let half = table.half;
+    assert!(row_width > 0 && x.len().is_multiple_of(row_width), "rope: rows of {row_width} do not fill the tensor");
+    let rows = x.len() / row_width;
+    assert_eq!(table.cos.len(), rows * half, "rope: the table has another number of rows");
+    assert!((first_head + num_heads) * head_dim <= row_width && 2 * half <= head_dim, "rope: heads outside the row");
+    let shared = SharedMut::new(x);
+    for_chunks(rows, ROWS, |range| {
+        let (start, len) = (range.start, range.len());
+        // SAFETY: chunks of rows are disjoint.
+        let x = unsafe { shared.slice(start * row_width, len * row_width) };
+        let (cos, sin) = (&table.cos[start * half..][..len * half], &table.sin[start * half..][..len * half]);
+        rope_chunk(x, row_width, first_head * head_dim, num_heads, head_dim, cos, sin, half, inverse);
+    });
+}
+
+multiversion! {
+    fn rope_chunk<E: Element>(
+        x: &mut [E], row_width: usize, offset: usize, num_heads: usize, head_dim: usize, cos: &[f32], sin: &[f32],
+        half: usize, inverse: bool,
+    ) {
+        if half == 0 {
+            return;
+        }
+        let sign = if inverse { -1.0 } else { 1.0 };
+        for ((row, cos), sin) in x.chunks_exact_mut(row_width).zip(cos.chunks_exact(half)).zip(sin.chunks_exact(half)) {
+            for head in row[offset..][..num_heads * head_dim].chunks_exact_mut(head_dim) {
+                let (first, second) = head[..2 * half].split_at_mut(half);
+                for (((a, b), c), s) in first.iter_mut().zip(second).zip(cos).zip(sin) {
+                    let (x, y, s) = (a.to_f32(), b.to_f32(), s * sign);
+                    *a = E::from_f32(x * c - y * s);
+                    *b = E::from_f32(y * c + x * s);
+                }
+            }
+        }
+    }
+}
