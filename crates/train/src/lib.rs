@@ -8,3 +8,7 @@ pub mod checkpoint;
 
 // A new model from architecture numbers.
 pub mod fresh;
+
+pub mod report;
+
+pub mod recipe;

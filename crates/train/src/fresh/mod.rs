@@ -133,10 +133,10 @@ impl NewModel {
             }
         }
         let side = self.image_size / self.patch_size;
-        if side % self.scale_factor != 0 {
+        if !side.is_multiple_of(self.scale_factor) {
             return wrong(format!("scale_factor = {} does not divide the {side} patches of a side", self.scale_factor));
         }
-        if (self.text_width / self.text_heads) % 2 != 0 {
+        if !(self.text_width / self.text_heads).is_multiple_of(2) {
             return wrong("the width of a text head must be even: rotary angles turn pairs".to_string());
         }
         let least = 256 + tokenizer::SPECIAL.len() as u32;

@@ -1,0 +1,2 @@
+//! recipe
+pub mod parse;
