@@ -196,9 +196,7 @@ mod tests {
     #[derive(Debug, Deserialize)]
     #[serde(deny_unknown_fields, tag = "kind", rename_all = "snake_case")]
     enum Tagged {
-        Accuracy {
-            weight: Option<f32>,
-        },
+        Accuracy { weight: Option<f32> },
         FormatFlag,
     }
 
@@ -217,7 +215,10 @@ mod tests {
 
     #[test]
     fn an_unknown_key_inside_a_tagged_table_is_found() {
-        let told = error("name = \"x\"\nrewards = [ { kind = \"format_flag\" },\n  { kind = \"accuracy\", wieght = 1 } ]\n", &[]);
+        let told = error(
+            "name = \"x\"\nrewards = [ { kind = \"format_flag\" },\n  { kind = \"accuracy\", wieght = 1 } ]\n",
+            &[],
+        );
         assert_eq!((told.line, told.column), (3, 24), "{told}");
         assert!(told.hint.unwrap().contains("`weight`"));
         let told = error("name = \"x\"\nrewards = [ { kind = \"acuracy\" } ]\n", &[]);

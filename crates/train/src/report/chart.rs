@@ -63,7 +63,8 @@ pub fn lines(title: &str, lines: &[Line], marks: &[Mark]) -> Option<String> {
         }
         write!(body, r#"<path class="l c{class}" d="{}"/>"#, axis.path(&smoothed(&thin))).expect("text");
         if let [(x, y)] = thin[..] {
-            write!(body, r#"<circle class="f c{class}" r="3" cx="{:.1}" cy="{:.1}"/>"#, axis.x(x), axis.y(y)).expect("text");
+            write!(body, r#"<circle class="f c{class}" r="3" cx="{:.1}" cy="{:.1}"/>"#, axis.x(x), axis.y(y))
+                .expect("text");
         }
     }
     let legend: Vec<&str> = finite.iter().map(|line| line.name.as_str()).collect();
@@ -138,7 +139,8 @@ impl Axis {
         for tick in nice_ticks(self.first, self.last, 5) {
             if tick >= self.first - 1e-9 && tick <= self.last + 1e-9 && tick.fract() == 0.0 {
                 let x = self.x(tick);
-                write!(out, r#"<text class="t m" x="{x:.1}" y="{}">{}</text>"#, HEIGHT - 8.0, number(tick)).expect("text");
+                write!(out, r#"<text class="t m" x="{x:.1}" y="{}">{}</text>"#, HEIGHT - 8.0, number(tick))
+                    .expect("text");
             }
         }
         for mark in marks.iter().filter(|mark| mark.step > self.first && mark.step <= self.last) {
@@ -190,7 +192,8 @@ fn bounds(values: impl Iterator<Item = f64>) -> Option<(f64, f64)> {
 fn nice_ticks(low: f64, high: f64, count: usize) -> Vec<f64> {
     let rough = ((high - low) / count as f64).max(1e-12);
     let power = 10f64.powf(rough.log10().floor());
-    let step = [1.0, 2.0, 5.0, 10.0].into_iter().map(|m| m * power).find(|step| *step >= rough * 0.999).unwrap_or(power);
+    let step =
+        [1.0, 2.0, 5.0, 10.0].into_iter().map(|m| m * power).find(|step| *step >= rough * 0.999).unwrap_or(power);
     let (from, to) = ((low / step).floor() as i64, (high / step - 1e-9).ceil() as i64);
     (from..=to).map(|index| index as f64 * step).collect()
 }

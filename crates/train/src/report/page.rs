@@ -41,7 +41,9 @@ impl PageError {
         match self {
             PageError::File(error) => error.hint(),
             PageError::Line { .. } => Some("the file was changed after the run wrote it".to_string()),
-            PageError::NoRun(_) => Some("name the folder that `foveate train` printed, for example runs/quickstart".to_string()),
+            PageError::NoRun(_) => {
+                Some("name the folder that `foveate train` printed, for example runs/quickstart".to_string())
+            }
         }
     }
 }
@@ -232,7 +234,8 @@ pub fn remarks(files: &RunFiles) -> Vec<String> {
         remarks.push(format!("The format reward is saturated from step {step} on."));
     }
     if files.line("rollout/logprob_gap_max").iter().any(|point| point.1 > 0.0) {
-        remarks.push("The sampler and the trainer disagreed about log-probabilities; on a CPU they never should.".into());
+        remarks
+            .push("The sampler and the trainer disagreed about log-probabilities; on a CPU they never should.".into());
     }
     remarks
 }
@@ -275,7 +278,8 @@ fn table(scores: &Scores) -> String {
         }
         rows.push_str("</tr>");
         for (level, now) in score.levels.iter().filter(|_| score.levels.len() > 1) {
-            write!(rows, "<tr><td class=\"level\">level {}</td><td>{}</td>", escape(level), now.num_rows).expect("text");
+            write!(rows, "<tr><td class=\"level\">level {}</td><td>{}</td>", escape(level), now.num_rows)
+                .expect("text");
             let old = old.and_then(|old| old.levels.get(level));
             if both {
                 write!(rows, "<td>{}</td>", old.map_or(String::new(), |old| percent(old.accuracy))).expect("text");
@@ -381,7 +385,9 @@ fn group(sample: &SampleRecord, folder: &Path) -> String {
     let mut pictures = String::new();
     for image in &sample.images {
         match fs::read(folder.join(image)) {
-            Ok(bytes) => write!(pictures, "<img alt=\"\" src=\"data:image/png;base64,{}\">", base64(&bytes)).expect("text"),
+            Ok(bytes) => {
+                write!(pictures, "<img alt=\"\" src=\"data:image/png;base64,{}\">", base64(&bytes)).expect("text")
+            }
             Err(_) => write!(pictures, "<p class=\"meta\">{} is missing</p>", escape(image)).expect("text"),
         }
     }
@@ -490,7 +496,8 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         assert!(matches!(write(folder.path()), Err(PageError::NoRun(_))));
         fs::write(folder.path().join("recipe.toml"), "name = \"x\"").unwrap();
-        fs::write(folder.path().join("metrics.jsonl"), "{\"step\":1,\"stage\":\"s\",\"reward/mean\":0.5}\n{\"st").unwrap();
+        fs::write(folder.path().join("metrics.jsonl"), "{\"step\":1,\"stage\":\"s\",\"reward/mean\":0.5}\n{\"st")
+            .unwrap();
         assert!(write(folder.path()).unwrap().is_file());
         fs::write(folder.path().join("metrics.jsonl"), "{\"step\":1}\n{}\n").unwrap();
         assert!(write(folder.path()).unwrap_err().to_string().contains("metrics.jsonl:1:"));
