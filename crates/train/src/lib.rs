@@ -3,6 +3,9 @@
 //! A room imports only rooms before it; a test holds that.
 #![forbid(unsafe_code)]
 
+/// Scores answers: verifiers, format checks and shaping terms.
+pub mod reward;
+
 // State to files that are there in full or not at all.
 pub mod checkpoint;
 

@@ -1,0 +1,359 @@
+//! The rewards of a recipe: one entry per term, with its weight, its gate and its options.
+//! Declares and checks; computes nothing. Cost: none.
+
+use serde::{Deserialize, Serialize};
+
+use super::accuracy::VerifyOptions;
+use super::extract::Extract;
+use super::format::Form;
+use super::{Compat, RewardError};
+
+/// One term of the total reward.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+pub enum RewardSpec {
+    /// Is the final answer right? The verifier follows from the type of the row's answer.
+    Accuracy(AccuracySpec),
+    /// Is the completion one think block and one answer block?
+    FormatTags(FormatTagsSpec),
+    /// Is there some reasoning and then exactly one `Answer:`?
+    FormatFlag(FormatFlagSpec),
+    /// Does the answer hold a box in the expected notation? Only for questions whose answer is a box.
+    FormatBox(FormatBoxSpec),
+    /// Content words shared with a reference reasoning. Copying the reference scores 1, so gate it by accuracy or
+    /// give it a small weight.
+    ThinkingF1(ThinkingSpec),
+    /// Shorter than the others of the group.
+    Length(LengthSpec),
+    /// Visible steps.
+    Steps(StepsSpec),
+    /// Penalty near the length limit.
+    Overlong(OverlongSpec),
+    /// Penalty for repeated phrases.
+    Repetition(RepetitionSpec),
+    /// Length close to that of the group's correct answers.
+    Dylr(DylrSpec),
+    /// A score that comes from outside: a judge, a plug-in process, an HTTP endpoint.
+    External(ExternalSpec),
+}
+
+/// When a term counts in full.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Gate {
+    /// Always.
+    #[default]
+    None,
+    /// Only if every format term is above 0; else the term is 0.
+    Format,
+    /// Multiplied by the accuracy. Recommended for `thinking_f1` and `length`.
+    Accuracy,
+}
+
+macro_rules! spec {
+    ($(#[$doc:meta])* $name:ident { $($(#[$field_doc:meta])* $field:ident: $type:ty = $default:expr,)* }) => {
+        $(#[$doc])*
+        #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+        #[serde(default, deny_unknown_fields)]
+        pub struct $name {
+            /// Factor of this term in the total reward. 1 unless a term should only break ties.
+            pub weight: f32,
+            /// When this term counts.
+            pub gate: Gate,
+            $($(#[$field_doc])* pub $field: $type,)*
+        }
+        impl Default for $name {
+            fn default() -> Self {
+                Self { weight: 1.0, gate: Gate::None, $($field: $default,)* }
+            }
+        }
+    };
+}
+
+spec! {
+    /// Settings of `accuracy`.
+    AccuracySpec {
+        /// Where the final answer stands.
+        extract: Extract = Extract::Flag,
+        /// Scores as one of the published systems does, quirks included. Leave it out for training that should hold.
+        compat: Option<Compat> = None,
+        /// Options by answer type.
+        verify: VerifyOptions = VerifyOptions::default(),
+    }
+}
+
+spec! {
+    /// Settings of `format_tags`.
+    FormatTagsSpec {
+        /// Which tags.
+        form: Form = Form::ThinkAnswer,
+        /// As published: repeated tags and empty blocks pass, a trailing newline does not.
+        compat: Option<Compat> = None,
+    }
+}
+
+spec! {
+    /// Settings of `format_flag`.
+    FormatFlagSpec {
+        /// Fewest characters of reasoning before the flag. 1 asks for some; raise it when the model skips reasoning.
+        /// `compat` makes it 0 unless it is set.
+        min_think: Option<usize> = None,
+        /// Most characters of the answer. 20 suits chart questions; leave it out for long answers.
+        max_answer_chars: Option<usize> = None,
+        /// As published: no reasoning needed, the answer may be empty.
+        compat: Option<Compat> = None,
+    }
+}
+
+spec! {
+    /// Settings of `format_box`.
+    FormatBoxSpec {
+        /// Where the final answer stands.
+        extract: Extract = Extract::Tag,
+        /// As published: unsigned whole numbers only.
+        compat: Option<Compat> = None,
+    }
+}
+
+/// What reasoning is compared with.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Against {
+    /// The row's rationale as it came.
+    #[default]
+    Rationale,
+    /// The row's facts.
+    Facts,
+    /// The refined rationale where there is one, else the raw one.
+    Refined,
+}
+
+spec! {
+    /// Settings of `thinking_f1`.
+    ThinkingSpec {
+        /// The reference text.
+        against: Against = Against::Rationale,
+        /// What ends the reasoning: the same place where `accuracy` finds the answer.
+        extract: Extract = Extract::Flag,
+        /// Counts words as often as they occur, in place of sets.
+        multiset: bool = false,
+        /// As published: 1e-6 added to both denominators.
+        compat: Option<Compat> = None,
+    }
+}
+
+/// Unit of length.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LengthUnit {
+    /// Characters of the text, as published.
+    #[default]
+    Characters,
+    /// Tokens.
+    Tokens,
+}
+
+spec! {
+    /// Settings of `length`.
+    LengthSpec {
+        /// Factor on the group-relative value, which lies between -0.5 and 0.5. Small: it should only break ties.
+        scale: f32 = 0.05,
+        /// The term is 0 before this step, so that answers become right before they become short.
+        start_step: u64 = 0,
+        /// What is counted.
+        unit: LengthUnit = LengthUnit::Characters,
+    }
+}
+
+spec! {
+    /// Settings of `steps`.
+    StepsSpec {}
+}
+
+spec! {
+    /// Settings of `overlong`.
+    OverlongSpec {
+        /// Tokens before the limit over which the penalty grows from 0 to -1. A fifth of the limit is customary.
+        buffer: usize = 16,
+    }
+}
+
+spec! {
+    /// Settings of `repetition`.
+    RepetitionSpec {
+        /// Words per phrase. 20 finds loops only; 3 also punishes style.
+        words: usize = 20,
+        /// Largest penalty.
+        scale: f32 = 0.5,
+        /// Spares right answers.
+        wrong_only: bool = false,
+    }
+}
+
+spec! {
+    /// Settings of `dylr`.
+    DylrSpec {
+        /// Value for an empty answer.
+        min: f64 = -1.0,
+        /// Value at the target length.
+        max: f64 = 0.0,
+        /// As the released code: wrong answers only, range -0.5 to 0, fixed target in groups without a right answer.
+        compat: bool = false,
+    }
+}
+
+spec! {
+    /// Settings of `external`.
+    ExternalSpec {
+        /// Name under which the score arrives and is logged.
+        name: String = String::new(),
+    }
+}
+
+impl RewardSpec {
+    fn common(&self) -> (f32, Gate) {
+        match self {
+            RewardSpec::Accuracy(s) => (s.weight, s.gate),
+            RewardSpec::FormatTags(s) => (s.weight, s.gate),
+            RewardSpec::FormatFlag(s) => (s.weight, s.gate),
+            RewardSpec::FormatBox(s) => (s.weight, s.gate),
+            RewardSpec::ThinkingF1(s) => (s.weight, s.gate),
+            RewardSpec::Length(s) => (s.weight, s.gate),
+            RewardSpec::Steps(s) => (s.weight, s.gate),
+            RewardSpec::Overlong(s) => (s.weight, s.gate),
+            RewardSpec::Repetition(s) => (s.weight, s.gate),
+            RewardSpec::Dylr(s) => (s.weight, s.gate),
+            RewardSpec::External(s) => (s.weight, s.gate),
+        }
+    }
+
+    /// Factor in the total reward.
+    pub fn weight(&self) -> f32 {
+        self.common().0
+    }
+
+    /// When the term counts.
+    pub fn gate(&self) -> Gate {
+        self.common().1
+    }
+
+    /// Name in logs: `reward/<name>/mean`.
+    pub fn name(&self) -> &str {
+        match self {
+            RewardSpec::Accuracy(_) => "accuracy",
+            RewardSpec::FormatTags(_) => "format_tags",
+            RewardSpec::FormatFlag(_) => "format_flag",
+            RewardSpec::FormatBox(_) => "format_box",
+            RewardSpec::ThinkingF1(_) => "thinking_f1",
+            RewardSpec::Length(_) => "length",
+            RewardSpec::Steps(_) => "steps",
+            RewardSpec::Overlong(_) => "overlong",
+            RewardSpec::Repetition(_) => "repetition",
+            RewardSpec::Dylr(_) => "dylr",
+            RewardSpec::External(s) => &s.name,
+        }
+    }
+
+    /// Whether the term rewards shape.
+    pub fn is_format(&self) -> bool {
+        matches!(self, RewardSpec::FormatTags(_) | RewardSpec::FormatFlag(_) | RewardSpec::FormatBox(_))
+    }
+
+    /// Applies a recipe's `compat` to terms that do not set their own.
+    pub fn set_default_compat(&mut self, compat: Compat) {
+        match self {
+            RewardSpec::Accuracy(AccuracySpec { compat: own, .. })
+            | RewardSpec::FormatTags(FormatTagsSpec { compat: own, .. })
+            | RewardSpec::FormatFlag(FormatFlagSpec { compat: own, .. })
+            | RewardSpec::FormatBox(FormatBoxSpec { compat: own, .. })
+            | RewardSpec::ThinkingF1(ThinkingSpec { compat: own, .. }) => {
+                own.get_or_insert(compat);
+            }
+            _ => {}
+        }
+    }
+}
+
+/// Checks a list of terms as a whole.
+pub fn check(specs: &[RewardSpec]) -> Result<(), RewardError> {
+    for (index, spec) in specs.iter().enumerate() {
+        let name = spec.name();
+        if name.is_empty() {
+            return Err(RewardError::Option { option: "name", why: "an external reward needs a name" });
+        }
+        if specs[..index].iter().any(|other| other.name() == name) {
+            return Err(RewardError::Twice { name: name.to_string() });
+        }
+        if !spec.weight().is_finite() {
+            return Err(RewardError::Option { option: "weight", why: "must be a finite number" });
+        }
+        let needs = match spec.gate() {
+            Gate::None => None,
+            Gate::Format if specs.iter().any(|s| s.is_format() && s != spec) => None,
+            Gate::Format => Some("format_tags"),
+            Gate::Accuracy if matches!(spec, RewardSpec::Accuracy(_)) => Some("another"),
+            Gate::Accuracy if specs.iter().any(|s| matches!(s, RewardSpec::Accuracy(_))) => None,
+            Gate::Accuracy => Some("accuracy"),
+        };
+        if let Some(needs) = needs {
+            return Err(RewardError::Gate { name: name.to_string(), needs });
+        }
+        let needs_accuracy = match spec {
+            RewardSpec::Length(_) | RewardSpec::Dylr(_) => true,
+            RewardSpec::Repetition(s) => s.wrong_only,
+            _ => false,
+        };
+        if needs_accuracy && !specs.iter().any(|s| matches!(s, RewardSpec::Accuracy(_))) {
+            return Err(RewardError::Gate { name: name.to_string(), needs: "accuracy" });
+        }
+        if let RewardSpec::Accuracy(accuracy) = spec {
+            accuracy.verify.check()?;
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(text: &str) -> Result<Vec<RewardSpec>, toml::de::Error> {
+        #[derive(Deserialize)]
+        struct Part {
+            rewards: Vec<RewardSpec>,
+        }
+        toml::from_str::<Part>(text).map(|part| part.rewards)
+    }
+
+    #[test]
+    fn recipes_read_and_unknown_keys_are_refused() {
+        let specs = read(
+            "rewards = [ { kind = 'format_flag' }, { kind = 'thinking_f1', against = 'rationale', gate = 'accuracy' },
+               { kind = 'accuracy', extract = 'flag', verify = { number = { rel_tol = 0.05 }, box = { score = 'soft' } } } ]",
+        )
+        .expect("a recipe of the reference");
+        check(&specs).expect("consistent");
+        assert_eq!(specs.iter().map(RewardSpec::name).collect::<Vec<_>>(), ["format_flag", "thinking_f1", "accuracy"]);
+        assert_eq!(specs[1].gate(), Gate::Accuracy);
+        for bad in [
+            "rewards = [ { kind = 'accuracy', extrct = 'flag' } ]",
+            "rewards = [ { kind = 'acuracy' } ]",
+            "rewards = [ { kind = 'accuracy', verify = { number = { tol = 1 } } } ]",
+        ] {
+            let message = read(bad).expect_err(bad).to_string();
+            assert!(message.contains("unknown"), "{message}");
+        }
+    }
+
+    #[test]
+    fn lists_that_cannot_work_are_refused() {
+        let bad = |text: &str| check(&read(text).expect("syntax")).expect_err(text);
+        assert!(matches!(bad("rewards = [ { kind = 'steps', gate = 'accuracy' } ]"), RewardError::Gate { .. }));
+        assert!(matches!(bad("rewards = [ { kind = 'accuracy', gate = 'format' } ]"), RewardError::Gate { .. }));
+        assert!(matches!(bad("rewards = [ { kind = 'length' } ]"), RewardError::Gate { .. }));
+        assert!(matches!(bad("rewards = [ { kind = 'steps' }, { kind = 'steps' } ]"), RewardError::Twice { .. }));
+        assert!(matches!(bad("rewards = [ { kind = 'external' } ]"), RewardError::Option { .. }));
+        let cosine = "rewards = [ { kind = 'accuracy', verify = { number = { cosine = [0.2, 0.1] } } } ]";
+        assert!(matches!(bad(cosine), RewardError::Option { .. }));
+    }
+}
