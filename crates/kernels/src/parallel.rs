@@ -128,6 +128,27 @@ pub fn sum_rows(num_rows: usize, rows: usize, out: &mut [f32], f: impl Fn(Range<
     });
 }
 
+/// A pointer that tasks share to write parts that do not overlap and that no slice splitting can express, such as
+/// column blocks of a row-major matrix.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct SharedPointer<T>(pub *mut T);
+
+impl<T> SharedPointer<T> {
+    /// The pointer `offset` elements further.
+    ///
+    /// # Safety
+    /// The element lies in the same allocation.
+    pub(crate) unsafe fn at(&self, offset: usize) -> *mut T {
+        // SAFETY: as the caller promises.
+        unsafe { self.0.add(offset) }
+    }
+}
+
+// SAFETY: the pointer is only a number; whoever dereferences it promises that tasks touch disjoint elements.
+unsafe impl<T: Send> Send for SharedPointer<T> {}
+// SAFETY: as above.
+unsafe impl<T: Send> Sync for SharedPointer<T> {}
+
 #[cfg(test)]
 pub(crate) fn with_threads<R: Send>(threads: usize, f: impl FnOnce() -> R + Send) -> R {
     rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("a small pool can be made").install(f)

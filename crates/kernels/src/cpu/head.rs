@@ -1,0 +1,427 @@
+//! The language-model head: log-probability and entropy of given tokens, and their gradients.
+//! Knows hidden states, the output weight and temperatures; nothing of losses. No tokens x vocabulary matrix exists:
+//! the vocabulary is walked in chunks of a fixed size, whose results are combined in a fixed order. Sampling works
+//! from full logits rows of few tokens and gets the same bits through [`logprob_from_logits`].
+//! Cost: one product forward, three backward (logits are computed again); scratch of some MiB per thread.
+
+// R trained positions, D width, V vocabulary
+
+mod softmax;
+
+use super::matmul::{self as products, pack};
+use super::matmul::{Columns, PackedMatrix, Sink, Target};
+use super::scratch::with_scratch;
+use crate::element::{Element, bf16};
+use crate::isa::{MatmulPath, matmul_path};
+use crate::parallel::{self, SharedPointer};
+use rayon::prelude::*;
+use softmax::{Partial, Scaling, combine, logit_gradients, partial};
+use std::any::TypeId;
+use std::ops::Range;
+
+/// Tokens of the vocabulary whose logits are reduced together. Part of the definition of the result's bits.
+pub(crate) const CHUNK: usize = 1024;
+/// Rows of one task; its logits take 1 MiB.
+const TASK_ROWS: usize = 256;
+/// Rows that the backward pass handles at a time.
+const BACKWARD_ROWS: usize = 1024;
+/// Chunks of the vocabulary that the backward pass handles at a time.
+const BACKWARD_CHUNKS: usize = 2;
+
+/// The output weight. For bf16 it is packed both ways, once per optimiser step.
+#[derive(Clone, Copy, Debug)]
+pub enum HeadWeight<'a> {
+    /// Row-major `[V, D]`.
+    F32(&'a [f32]),
+    /// Rounded to bf16.
+    Bf16 {
+        /// D x V, `pack_transposed` of the weight.
+        forward: &'a PackedMatrix,
+        /// V x D, `pack` of the weight.
+        backward: &'a PackedMatrix,
+    },
+}
+
+impl HeadWeight<'_> {
+    fn check(&self, d: usize, v: usize) {
+        match self {
+            Self::F32(w_vd) => assert_eq!(w_vd.len(), v * d, "head weight is [V, D] = [{v}, {d}]"),
+            Self::Bf16 { forward, .. } => {
+                assert_eq!((forward.k(), forward.n()), (d, v), "packed head weight is D x V");
+            }
+        }
+    }
+}
+
+/// Hidden states in the form that the products of one weight type want.
+#[derive(Clone, Copy)]
+enum Hidden<'a> {
+    F32(&'a [f32]),
+    /// Rows packed for the matrix unit.
+    Packed(&'a [bf16]),
+}
+
+/// Logits of any block of rows and vocabulary.
+struct Logits<'a> {
+    x: Hidden<'a>,
+    weight: HeadWeight<'a>,
+    d: usize,
+    v: usize,
+    path: MatmulPath,
+}
+
+impl Logits<'_> {
+    /// out[rows, tokens] = x[rows]·W[tokens]ᵀ, on this thread; `rows.start` is a multiple of 16.
+    fn block(&self, rows: Range<usize>, tokens: Range<usize>, out: &mut [f32]) {
+        assert_eq!(out.len(), rows.len() * tokens.len(), "logits are [rows, tokens]");
+        // SAFETY: `out` has this many rows of this many columns.
+        unsafe { self.block_into(rows, tokens.clone(), out.as_mut_ptr(), tokens.len()) }
+    }
+
+    /// # Safety
+    /// `out` has `rows` rows, `stride` apart, of `tokens` columns that no other thread uses.
+    unsafe fn block_into(&self, rows: Range<usize>, tokens: Range<usize>, out: *mut f32, stride: usize) {
+        match (self.x, self.weight) {
+            (Hidden::Packed(x), HeadWeight::Bf16 { forward, .. }) => {
+                let a = &x[pack::rows_len(rows.start, self.d)..];
+                let b: Columns<'_> = forward.columns().columns(tokens.clone());
+                let target = Target { sink: Sink::F32(out), stride, columns: tokens.len() };
+                // SAFETY: as promised by the caller.
+                unsafe { products::multiply_serial(self.path, a, rows.len(), b, None, target) }
+            }
+            (Hidden::F32(x), HeadWeight::F32(w)) => {
+                let x = &x[rows.start * self.d..rows.end * self.d];
+                let w = &w[tokens.start * self.d..tokens.end * self.d];
+                // SAFETY: as promised by the caller.
+                unsafe { products::f32_nt_serial(x, rows.len(), w, tokens.len(), self.d, out, stride) }
+            }
+            _ => unreachable!("`with_logits` pairs hidden states with their weight type"),
+        }
+    }
+
+    fn chunks(&self) -> usize {
+        self.v.div_ceil(CHUNK)
+    }
+
+    fn tokens(&self, chunk: usize) -> Range<usize> {
+        chunk * CHUNK..((chunk + 1) * CHUNK).min(self.v)
+    }
+}
+
+/// The same slice, if its type is `T`.
+fn same_type<E: Element, T: Element>(x: &[E]) -> Option<&[T]> {
+    (TypeId::of::<E>() == TypeId::of::<T>()).then(|| bytemuck::cast_slice(x))
+}
+
+/// Calls `f` with `x` as `T`, converted if need be.
+fn as_type<E: Element, T: Element, R>(x: &[E], f: impl FnOnce(&[T]) -> R) -> R {
+    match same_type(x) {
+        Some(x) => f(x),
+        None => with_scratch(x.len(), |converted: &mut [T]| {
+            parallel::for_rows(converted, 1, 1 << 15, |first, converted| {
+                for (converted, x) in converted.iter_mut().zip(&x[first..]) {
+                    *converted = T::from_f32(x.to_f32());
+                }
+            });
+            f(converted)
+        }),
+    }
+}
+
+/// Prepares `x[rows, D]` for products with `weight`.
+fn with_logits<E: Element, R>(
+    path: MatmulPath,
+    x: &[E],
+    rows: usize,
+    weight: HeadWeight<'_>,
+    v: usize,
+    f: impl FnOnce(&Logits<'_>) -> R,
+) -> R {
+    let d = x.len() / rows.max(1);
+    weight.check(d, v);
+    match weight {
+        HeadWeight::F32(_) => as_type(x, |x: &[f32]| f(&Logits { x: Hidden::F32(x), weight, d, v, path })),
+        HeadWeight::Bf16 { .. } => as_type(x, |x: &[bf16]| {
+            with_scratch(pack::rows_len(rows, d), |packed: &mut [bf16]| {
+                pack::rows_from_rows(x, d, rows, packed);
+                f(&Logits { x: Hidden::Packed(packed), weight, d, v, path })
+            })
+        }),
+    }
+}
+
+/// Log-probability of `targets[R]`, entropy and log-sum-exp at hidden states `x[R, D]`. Logits are multiplied by
+/// `inv_temperature[R]`; tokens in `banned` (sorted) have no probability. A row's results do not depend on R.
+pub fn head_logprob<E: Element>(
+    x: &[E],
+    weight: HeadWeight<'_>,
+    v: usize,
+    targets: &[u32],
+    inv_temperature: &[f32],
+    banned: &[u32],
+    logprob: &mut [f32],
+    entropy: &mut [f32],
+    lse: &mut [f32],
+) {
+    head_logprob_on(matmul_path(), x, weight, v, targets, inv_temperature, banned, logprob, entropy, lse);
+}
+
+pub(crate) fn head_logprob_on<E: Element>(
+    path: MatmulPath,
+    x: &[E],
+    weight: HeadWeight<'_>,
+    v: usize,
+    targets: &[u32],
+    inv_temperature: &[f32],
+    banned: &[u32],
+    logprob: &mut [f32],
+    entropy: &mut [f32],
+    lse: &mut [f32],
+) {
+    let r = targets.len();
+    check_columns(r, v, targets, banned, &[inv_temperature, logprob, entropy, lse]);
+    if r == 0 {
+        return;
+    }
+    with_logits(path, x, r, weight, v, |logits| {
+        let chunks = logits.chunks();
+        // One entry per task: the partial results of its rows in its chunk.
+        let partials: Vec<Vec<Partial>> = (0..r.div_ceil(TASK_ROWS) * chunks)
+            .into_par_iter()
+            .with_max_len(1)
+            .map(|task| {
+                let first = task / chunks * TASK_ROWS;
+                let rows = first..(first + TASK_ROWS).min(r);
+                let tokens = logits.tokens(task % chunks);
+                with_scratch(rows.len() * tokens.len(), |block: &mut [f32]| {
+                    logits.block(rows.clone(), tokens.clone(), block);
+                    rows.zip(block.chunks_exact(tokens.len()))
+                        .map(|(row, z)| {
+                            let scaling = Scaling { inv_temperature: inv_temperature[row], banned };
+                            partial(z, tokens.start, &scaling, targets[row])
+                        })
+                        .collect()
+                })
+            })
+            .collect();
+        for row in 0..r {
+            let group = row / TASK_ROWS * chunks;
+            let result = combine(partials[group..group + chunks].iter().map(|rows| rows[row % TASK_ROWS]));
+            (logprob[row], entropy[row], lse[row]) = (result.logprob, result.entropy, result.lse);
+        }
+    });
+}
+
+/// Gradients of [`head_logprob`]: `by_logprob[R]` and `by_entropy[R]` are the derivatives of the loss by its two
+/// results, `lse` and `entropy` are what it returned. `dx[R, D]` is overwritten, `dw[V, D]` added to.
+///
+/// By logit z of token v: inv_temperature · (by_logprob · (1[v = target] − p) − by_entropy · p · (ln p + entropy)).
+pub fn head_logprob_backward<E: Element>(
+    x: &[E],
+    weight: HeadWeight<'_>,
+    v: usize,
+    targets: &[u32],
+    inv_temperature: &[f32],
+    banned: &[u32],
+    lse: &[f32],
+    entropy: &[f32],
+    by_logprob: &[f32],
+    by_entropy: &[f32],
+    dx: &mut [E],
+    dw: Option<&mut [f32]>,
+) {
+    let rows = RowData { targets, inv_temperature, banned, lse, entropy, by_logprob, by_entropy };
+    head_logprob_backward_on(matmul_path(), x, weight, v, &rows, dx, dw);
+}
+
+/// What the backward pass knows of each row.
+#[derive(Clone, Copy)]
+pub(crate) struct RowData<'a> {
+    pub(crate) targets: &'a [u32],
+    pub(crate) inv_temperature: &'a [f32],
+    pub(crate) banned: &'a [u32],
+    pub(crate) lse: &'a [f32],
+    pub(crate) entropy: &'a [f32],
+    pub(crate) by_logprob: &'a [f32],
+    pub(crate) by_entropy: &'a [f32],
+}
+
+impl RowData<'_> {
+    fn part(&self, rows: Range<usize>) -> Self {
+        Self {
+            targets: &self.targets[rows.clone()],
+            inv_temperature: &self.inv_temperature[rows.clone()],
+            banned: self.banned,
+            lse: &self.lse[rows.clone()],
+            entropy: &self.entropy[rows.clone()],
+            by_logprob: &self.by_logprob[rows.clone()],
+            by_entropy: &self.by_entropy[rows],
+        }
+    }
+}
+
+pub(crate) fn head_logprob_backward_on<E: Element>(
+    path: MatmulPath,
+    x: &[E],
+    weight: HeadWeight<'_>,
+    v: usize,
+    rows: &RowData<'_>,
+    dx: &mut [E],
+    mut dw: Option<&mut [f32]>,
+) {
+    let r = rows.targets.len();
+    let columns = [rows.inv_temperature, rows.lse, rows.entropy, rows.by_logprob, rows.by_entropy];
+    check_columns(r, v, rows.targets, rows.banned, &columns);
+    assert_eq!(x.len(), dx.len(), "dx has the shape of x");
+    if r == 0 {
+        return;
+    }
+    let d = x.len() / r;
+    if let Some(dw) = &dw {
+        assert_eq!(dw.len(), v * d, "dw is [V, D] = [{v}, {d}]");
+    }
+    for first in (0..r).step_by(BACKWARD_ROWS) {
+        let part = first..(first + BACKWARD_ROWS).min(r);
+        let (x, dx) = (&x[part.start * d..part.end * d], &mut dx[part.start * d..part.end * d]);
+        let rows = rows.part(part);
+        match weight {
+            HeadWeight::F32(_) => backward_rows::<E, f32>(path, x, weight, v, &rows, dx, dw.as_deref_mut()),
+            HeadWeight::Bf16 { .. } => backward_rows::<E, bf16>(path, x, weight, v, &rows, dx, dw.as_deref_mut()),
+        }
+    }
+}
+
+/// The backward pass of at most [`BACKWARD_ROWS`] rows; `O` is the type of the products' operands.
+fn backward_rows<E: Element, O: Element>(
+    path: MatmulPath,
+    x: &[E],
+    weight: HeadWeight<'_>,
+    v: usize,
+    rows: &RowData<'_>,
+    dx: &mut [E],
+    mut dw: Option<&mut [f32]>,
+) {
+    let r = rows.targets.len();
+    let d = x.len() / r;
+    with_logits(path, x, r, weight, v, |logits| {
+        with_scratch(r * d, |sums: &mut [f32]| {
+            with_scratch(r * CHUNK * BACKWARD_CHUNKS, |dz: &mut [O]| {
+                for first in (0..logits.chunks()).step_by(BACKWARD_CHUNKS) {
+                    let last = (first + BACKWARD_CHUNKS).min(logits.chunks()) - 1;
+                    let tokens = logits.tokens(first).start..logits.tokens(last).end;
+                    let dz = &mut dz[..r * tokens.len()];
+                    gradients_by_logits(logits, rows, first..last + 1, dz);
+                    backward_products(path, x, weight, tokens, dz, first > 0, sums, dw.as_deref_mut());
+                }
+            });
+            parallel::for_rows(dx, d, 64, |first, dx| {
+                for (dx, sum) in dx.iter_mut().zip(&sums[first * d..]) {
+                    *dx = E::from_f32(*sum);
+                }
+            });
+        });
+    });
+}
+
+/// dz[R, tokens of `chunks`].
+fn gradients_by_logits<O: Element>(logits: &Logits<'_>, rows: &RowData<'_>, chunks: Range<usize>, dz: &mut [O]) {
+    let r = rows.targets.len();
+    let first_token = logits.tokens(chunks.start).start;
+    let width = dz.len() / r;
+    let dz = SharedPointer(dz.as_mut_ptr());
+    parallel::for_chunks(r.div_ceil(TASK_ROWS) * chunks.len(), 1, |task| {
+        let first = task.start / chunks.len() * TASK_ROWS;
+        let task_rows = first..(first + TASK_ROWS).min(r);
+        let tokens = logits.tokens(chunks.start + task.start % chunks.len());
+        with_scratch(task_rows.len() * tokens.len(), |block: &mut [f32]| {
+            logits.block(task_rows.clone(), tokens.clone(), block);
+            for (row, z) in task_rows.zip(block.chunks_exact_mut(tokens.len())) {
+                let offset = row * width + tokens.start - first_token;
+                // SAFETY: tasks cover different rows or different tokens of `dz`.
+                let out = unsafe { std::slice::from_raw_parts_mut(dz.at(offset), tokens.len()) };
+                logit_gradients(z, tokens.start, rows, row, out);
+            }
+        });
+    });
+}
+
+/// dx (+)= dz·W[tokens] and dw[tokens] += dzᵀ·x.
+fn backward_products<E: Element, O: Element>(
+    path: MatmulPath,
+    x: &[E],
+    weight: HeadWeight<'_>,
+    tokens: Range<usize>,
+    dz: &[O],
+    add: bool,
+    dx: &mut [f32],
+    dw: Option<&mut [f32]>,
+) {
+    let r = dz.len() / tokens.len();
+    let d = x.len() / r;
+    let dw = dw.map(|dw| &mut dw[tokens.start * d..tokens.end * d]);
+    match weight {
+        HeadWeight::F32(w) => {
+            let dz: &[f32] = same_type(dz).expect("f32 weights get f32 gradients");
+            products::matmul_f32_nn(dz, r, &w[tokens.start * d..tokens.end * d], tokens.len(), d, add, dx);
+            if let Some(dw) = dw {
+                as_type(x, |x| products::matmul_f32_weight_gradient(dz, x, r, tokens.len(), d, dw));
+            }
+        }
+        HeadWeight::Bf16 { backward, .. } => {
+            let dz: &[bf16] = same_type(dz).expect("bf16 weights get bf16 gradients");
+            let b = backward.columns().depth(tokens.clone());
+            let out = dx.as_mut_ptr();
+            let sink = if add { Sink::F32Add(out) } else { Sink::F32(out) };
+            let target = Target { sink, stride: d, columns: d };
+            // SAFETY: `dx` is [R, D] and borrowed mutably.
+            unsafe { products::multiply_rows(path, dz, tokens.len(), r, b, None, target) }
+            if let Some(dw) = dw {
+                as_type(x, |x| products::matmul_bf16_weight_gradient_on(path, dz, x, r, tokens.len(), d, dw));
+            }
+        }
+    }
+}
+
+/// Full logits of R rows for sampling: `out[R, V]`, not divided by the temperature, banned tokens untouched.
+pub fn head_logits<E: Element>(x: &[E], weight: HeadWeight<'_>, v: usize, out: &mut [f32]) {
+    head_logits_on(matmul_path(), x, weight, v, out);
+}
+
+pub(crate) fn head_logits_on<E: Element>(path: MatmulPath, x: &[E], weight: HeadWeight<'_>, v: usize, out: &mut [f32]) {
+    let r = out.len() / v.max(1);
+    assert_eq!(out.len(), r * v, "logits are [R, V]");
+    if r == 0 {
+        return;
+    }
+    with_logits(path, x, r, weight, v, |logits| {
+        let chunks = logits.chunks();
+        let out = SharedPointer(out.as_mut_ptr());
+        parallel::for_chunks(r.div_ceil(TASK_ROWS) * chunks, 1, |task| {
+            let first = task.start / chunks * TASK_ROWS;
+            let tokens = logits.tokens(task.start % chunks);
+            // SAFETY: tasks cover different rows or different tokens of `out`.
+            unsafe {
+                let out = out.at(first * v + tokens.start);
+                logits.block_into(first..(first + TASK_ROWS).min(r), tokens, out, v);
+            }
+        });
+    });
+}
+
+/// Log-probability and entropy of `target` from one full row of [`head_logits`], with the bits of [`head_logprob`].
+pub fn logprob_from_logits(logits_v: &[f32], target: u32, inv_temperature: f32, banned: &[u32]) -> (f32, f32) {
+    assert!((target as usize) < logits_v.len(), "token {target} is in the vocabulary");
+    let scaling = Scaling { inv_temperature, banned };
+    let partials = logits_v.chunks(CHUNK).enumerate().map(|(chunk, z)| partial(z, chunk * CHUNK, &scaling, target));
+    let result = combine(partials);
+    (result.logprob, result.entropy)
+}
+
+fn check_columns(r: usize, v: usize, targets: &[u32], banned: &[u32], columns: &[&[f32]]) {
+    assert!(columns.iter().all(|column| column.len() == r), "every column has one entry per row");
+    assert!(targets.iter().all(|&target| (target as usize) < v), "targets are in the vocabulary");
+    assert!(banned.is_sorted(), "banned tokens are sorted");
+}
+
+#[cfg(test)]
+mod tests;

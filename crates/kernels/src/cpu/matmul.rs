@@ -1,0 +1,186 @@
+//! Matrix products: bf16 operands with f32 sums on the best unit of the machine, and f32 through the `gemm` crate.
+//! Knows shapes and memory; nothing of layers. Every element of a bf16 result is one chain of sums over k in a fixed
+//! order, so its bits do not depend on the number of rows, on blocking or on threads.
+//! Cost: weights are packed once per change (`PackedMatrix`), activations are packed on the way, into reused scratch.
+
+mod float32;
+pub(crate) mod pack;
+mod portable;
+mod product;
+
+pub(crate) use float32::f32_nt_serial;
+pub use float32::{matmul_f32_nn, matmul_f32_nt, matmul_f32_weight_gradient};
+pub(crate) use product::{Columns, Sink, Target, multiply_rows, multiply_serial};
+
+use crate::cpu::scratch::{Line, with_scratch, zeroed_lines};
+use crate::element::{Element, bf16};
+use crate::isa::{MatmulPath, matmul_path};
+use crate::parallel;
+
+/// B operand of X·B for bf16, packed for the matrix unit: panels of 32 columns, in each of them pairs of k side by
+/// side, k and n filled up with zeros to multiples of 32. The layout is private and the same for all paths.
+#[derive(Clone, Debug)]
+pub struct PackedMatrix {
+    k: usize,
+    n: usize,
+    lines: Vec<Line>,
+}
+
+impl PackedMatrix {
+    /// A zeroed matrix of `k` rows and `n` columns; its memory never moves afterwards.
+    pub fn new(k: usize, n: usize) -> Self {
+        Self { k, n, lines: zeroed_lines(pack::panels_len(k, n) * size_of::<bf16>()) }
+    }
+
+    /// Rows, the dimension that a product sums over.
+    pub fn k(&self) -> usize {
+        self.k
+    }
+
+    /// Columns of the product.
+    pub fn n(&self) -> usize {
+        self.n
+    }
+
+    /// Bytes held.
+    pub fn bytes(&self) -> usize {
+        self.lines.len() * size_of::<Line>()
+    }
+
+    /// B = Wᵀ for a row-major f32 master weight `[n, k]`, rounded to bf16 (forward: y = x Wᵀ).
+    pub fn pack_transposed(&mut self, w_nk: &[f32]) {
+        assert_eq!(w_nk.len(), self.n * self.k, "weight is [n, k] = [{}, {}]", self.n, self.k);
+        let (k, n) = (self.k, self.n);
+        pack::columns_from_transposed(w_nk, k, n, self.panels_mut());
+    }
+
+    /// B = W as stored, row-major f32 `[k, n]`, rounded to bf16 (backward: dx = dy W).
+    pub fn pack(&mut self, w_kn: &[f32]) {
+        assert_eq!(w_kn.len(), self.n * self.k, "weight is [k, n] = [{}, {}]", self.k, self.n);
+        let (k, n) = (self.k, self.n);
+        pack::columns_from_rows(w_kn, k, n, self.panels_mut());
+    }
+
+    fn panels_mut(&mut self) -> &mut [bf16] {
+        bytemuck::cast_slice_mut(&mut self.lines)
+    }
+
+    pub(crate) fn columns(&self) -> Columns<'_> {
+        Columns::new(bytemuck::cast_slice(&self.lines), self.k, self.n)
+    }
+}
+
+/// Where a product goes: row-major `[m, n]`.
+#[derive(Debug)]
+pub enum Output<'a> {
+    /// Overwrite with f32.
+    F32(&'a mut [f32]),
+    /// Add to f32.
+    F32Add(&'a mut [f32]),
+    /// Overwrite, rounded to bf16.
+    Bf16(&'a mut [bf16]),
+}
+
+impl Output<'_> {
+    fn target(self, m: usize, n: usize) -> Target {
+        let check = |len: usize| assert_eq!(len, m * n, "output is [m, n] = [{m}, {n}]");
+        let sink = match self {
+            Output::F32(out) => {
+                check(out.len());
+                Sink::F32(out.as_mut_ptr())
+            }
+            Output::F32Add(out) => {
+                check(out.len());
+                Sink::F32Add(out.as_mut_ptr())
+            }
+            Output::Bf16(out) => {
+                check(out.len());
+                Sink::Bf16(out.as_mut_ptr())
+            }
+        };
+        Target { sink, stride: n, columns: n }
+    }
+}
+
+/// out[m, n] (+)= x[m, k]·B (+ bias[n]). A row of the result has the same bits for every m.
+pub fn matmul_bf16(x: &[bf16], m: usize, b: &PackedMatrix, bias: Option<&[f32]>, out: Output) {
+    matmul_bf16_on(matmul_path(), x, m, b, bias, out);
+}
+
+pub(crate) fn matmul_bf16_on(
+    path: MatmulPath,
+    x: &[bf16],
+    m: usize,
+    b: &PackedMatrix,
+    bias: Option<&[f32]>,
+    out: Output,
+) {
+    assert_eq!(x.len(), m * b.k, "x is [m, k] = [{m}, {}]", b.k);
+    let target = out.target(m, b.n);
+    // SAFETY: `target` covers the whole borrowed output, and `b` has `b.n` columns.
+    unsafe { multiply_rows(path, x, b.k, m, b.columns(), bias, target) }
+}
+
+/// Rows of a weight gradient's contraction that are packed at a time.
+const CONTRACTION: usize = 2048;
+/// Output rows of a weight gradient whose operand is packed at a time.
+const GRADIENT_ROWS: usize = 1024;
+
+/// dw[n, k] += dyᵀ[n, m]·x[m, k], summed over the rows in order.
+pub fn matmul_bf16_weight_gradient(dy: &[bf16], x: &[bf16], m: usize, n: usize, k: usize, dw: &mut [f32]) {
+    matmul_bf16_weight_gradient_on(matmul_path(), dy, x, m, n, k, dw);
+}
+
+pub(crate) fn matmul_bf16_weight_gradient_on(
+    path: MatmulPath,
+    dy: &[bf16],
+    x: &[bf16],
+    m: usize,
+    n: usize,
+    k: usize,
+    dw: &mut [f32],
+) {
+    assert_eq!(dy.len(), m * n, "dy is [m, n] = [{m}, {n}]");
+    assert_eq!(x.len(), m * k, "x is [m, k] = [{m}, {k}]");
+    assert_eq!(dw.len(), n * k, "dw is [n, k] = [{n}, {k}]");
+    for first in (0..m).step_by(CONTRACTION) {
+        let depth = CONTRACTION.min(m - first);
+        let x = &x[first * k..][..depth * k];
+        with_scratch(pack::panels_len(depth, k), |panels: &mut [bf16]| {
+            pack::columns_from_rows(x, depth, k, panels);
+            for row in (0..n).step_by(GRADIENT_ROWS) {
+                let rows = GRADIENT_ROWS.min(n - row);
+                with_scratch(pack::rows_len(rows, depth), |packed: &mut [bf16]| {
+                    pack::rows_from_transposed(&dy[first * n..][..depth * n], n, row, rows, depth, packed);
+                    let out = &mut dw[row * k..][..rows * k];
+                    let target = Target { sink: Sink::F32Add(out.as_mut_ptr()), stride: k, columns: k };
+                    // SAFETY: `target` covers the borrowed rows of dw.
+                    unsafe {
+                        product::multiply_packed(path, packed, rows, Columns::new(panels, depth, k), None, target)
+                    }
+                });
+            }
+        });
+    }
+}
+
+/// db[n] += column sums of dy[m, n], rows in chunks of a fixed size.
+pub fn bias_gradient<E: Element>(dy: &[E], m: usize, n: usize, db: &mut [f32]) {
+    assert_eq!(dy.len(), m * n, "dy is [m, n] = [{m}, {n}]");
+    assert_eq!(db.len(), n, "db is [n] = [{n}]");
+    const ROWS: usize = 64;
+    parallel::sum_rows(m, ROWS, db, |rows, partial| add_rows(&dy[rows.start * n..rows.end * n], partial));
+}
+
+crate::isa::multiversion! {
+    fn add_rows<E: Element>(rows: &[E], sums: &mut [f32]) {
+        for row in rows.chunks_exact(sums.len()) {
+            for (sum, x) in sums.iter_mut().zip(row) {
+                *sum += x.to_f32();
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;
