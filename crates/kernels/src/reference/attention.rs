@@ -12,15 +12,7 @@ pub fn attention(heads: &Heads, segments: &[Segment], qkv: &[f64]) -> (Vec<f64>,
     let (mut out, mut lse) = (vec![0.0; rows * num_heads * d], vec![0.0; rows * num_heads]);
     for (index, segment) in segments.iter().enumerate() {
         for position in 0..segment.len {
-            let mut seen: Vec<u32> = ancestors(segments, index as u32)
-                .iter()
-                .flat_map(|&ancestor| {
-                    let ancestor = segments[ancestor as usize];
-                    ancestor.start..ancestor.start + ancestor.len
-                })
-                .collect();
-            let own = if heads.causal { position + 1 } else { segment.len };
-            seen.extend(segment.start..segment.start + own);
+            let seen = seen(heads, segments, index, position);
             let row = (segment.start + position) as usize;
             for head in 0..num_heads {
                 let kv_head = head / (num_heads / num_kv_heads);
@@ -45,4 +37,51 @@ pub fn attention(heads: &Heads, segments: &[Segment], qkv: &[f64]) -> (Vec<f64>,
         }
     }
     (out, lse)
+}
+
+/// Gradient of the fused rows, by the chain rule over explicit probabilities.
+pub fn attention_backward(heads: &Heads, segments: &[Segment], qkv: &[f64], d_out: &[f64]) -> Vec<f64> {
+    let Heads { num_heads, num_kv_heads, head_dim: d, .. } = *heads;
+    let stride = (num_heads + 2 * num_kv_heads) * d;
+    let scale = f64::from(heads.scale);
+    let (out, lse) = attention(heads, segments, qkv);
+    let mut d_qkv = vec![0.0; qkv.len()];
+    for (index, segment) in segments.iter().enumerate() {
+        for position in 0..segment.len {
+            let row = (segment.start + position) as usize;
+            for head in 0..num_heads {
+                let kv_head = head / (num_heads / num_kv_heads);
+                let q_at = row * stride + head * d;
+                let d_out = &d_out[(row * num_heads + head) * d..][..d];
+                let delta: f64 = out[(row * num_heads + head) * d..].iter().zip(d_out).map(|(a, b)| a * b).sum();
+                for key in seen(heads, segments, index, position) {
+                    let k_at = key as usize * stride + (num_heads + kv_head) * d;
+                    let v_at = key as usize * stride + (num_heads + num_kv_heads + kv_head) * d;
+                    let score: f64 = (0..d).map(|i| qkv[q_at + i] * qkv[k_at + i]).sum::<f64>() * scale;
+                    let p = (score - lse[row * num_heads + head]).exp();
+                    let dp: f64 = (0..d).map(|i| d_out[i] * qkv[v_at + i]).sum();
+                    let ds = p * (dp - delta) * scale;
+                    for i in 0..d {
+                        d_qkv[q_at + i] += ds * qkv[k_at + i];
+                        d_qkv[k_at + i] += ds * qkv[q_at + i];
+                        d_qkv[v_at + i] += p * d_out[i];
+                    }
+                }
+            }
+        }
+    }
+    d_qkv
+}
+
+/// Rows that the query at `position` of segment `index` sees.
+fn seen(heads: &Heads, segments: &[Segment], index: usize, position: u32) -> Vec<u32> {
+    let mut seen = Vec::new();
+    for ancestor in ancestors(segments, index as u32) {
+        let ancestor = segments[ancestor as usize];
+        seen.extend(ancestor.start..ancestor.start + ancestor.len);
+    }
+    let segment = segments[index];
+    let own = if heads.causal { position + 1 } else { segment.len };
+    seen.extend(segment.start..segment.start + own);
+    seen
 }
