@@ -2,4 +2,36 @@
 //! Knows kernels; knows nothing of rewards, rules or files other than checkpoints.
 #![forbid(unsafe_code)]
 
+/// Buffers of activations, reused from step to step.
+pub mod arena;
+/// The narrow waist between text and tensors.
 pub mod batch;
+/// Keys and values of tokens that were read before.
+pub mod cache;
+/// Reading `config.json`.
+pub mod config;
+/// Sampling answers with a cache.
+pub mod decode;
+/// What can go wrong.
+pub mod error;
+/// Model families, one file each.
+pub mod families;
+mod linear;
+/// A model that scores, learns and samples.
+pub mod policy;
+/// Reading and writing weights.
+pub mod safetensors_io;
+/// Picking a token.
+pub mod sampling;
+/// Ops forward and backward.
+pub mod tape;
+/// Parameters.
+pub mod weights;
+
+pub use batch::{Derivatives, FinishReason, HeadOutput, PromptInput, Sampled, Segment, Tile, TokenBatch};
+pub use decode::SampleJob;
+pub use error::ModelError;
+pub use policy::{ModelDescription, Policy, Precision};
+pub use safetensors_io::SaveType;
+pub use sampling::SamplingSpec;
+pub use weights::{Gradients, ParamInfo, Part, Trainable};

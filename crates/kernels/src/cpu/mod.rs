@@ -17,3 +17,4 @@ pub mod pixel_shuffle;
 pub mod rope;
 mod scratch;
 mod shared;
+pub mod sums;

@@ -1,0 +1,85 @@
+//! Keys and values of tokens that were read before: one row a token and layer, in one store for many prompts and
+//! answers. Segments say which rows belong together.
+//! Knows rows; knows no prompts. Cost: two rows of key width for each token and layer.
+
+use std::cell::RefCell;
+
+use foveate_kernels::cpu::attention::{self, Heads, Rows};
+use foveate_kernels::segment::{Queries, Segment};
+
+use crate::arena::{Arena, Buffer, Kind};
+use crate::tape::same_type;
+
+/// The store. Rows are handed out by whoever decodes; a row is written once per layer, then only read.
+pub struct KeyValueStore {
+    layers: Vec<RefCell<(Buffer, Buffer)>>,
+    key_width: usize,
+}
+
+impl KeyValueStore {
+    /// Room for `num_rows` tokens in `num_layers` layers of `key_width` values.
+    pub fn new(arena: &mut Arena, kind: Kind, num_layers: usize, num_rows: usize, key_width: usize) -> Self {
+        let layers = (0..num_layers)
+            .map(|_| RefCell::new((arena.take(kind, num_rows * key_width), arena.take(kind, num_rows * key_width))))
+            .collect();
+        Self { layers, key_width }
+    }
+
+    /// Gives the memory back.
+    pub fn release(self, arena: &mut Arena) {
+        for layer in self.layers {
+            let (keys, values) = layer.into_inner();
+            arena.give(keys);
+            arena.give(values);
+        }
+    }
+
+    /// Writes the new rows' keys and values, then answers their queries. `qkv` is the fused `[T, (Hq + 2 Hkv) d]`.
+    pub fn attend(
+        &self,
+        layer: usize,
+        heads: &Heads,
+        qkv: &Buffer,
+        rows: &[u32],
+        segments: &[Segment],
+        queries: &[Queries],
+        out: &mut Buffer,
+        lse: &mut [f32],
+    ) {
+        let mut guard = self.layers[layer].borrow_mut();
+        let (keys, values) = &mut *guard;
+        let key_width = self.key_width;
+        let query_width = heads.num_heads * heads.head_dim;
+        let stride = query_width + 2 * key_width;
+        same_type!((qkv, x), (&mut *keys, keys), (&mut *values, values) => {
+            for (row, &stored) in x.chunks_exact(stride).zip(rows) {
+                let at = stored as usize * key_width;
+                keys[at..at + key_width].copy_from_slice(&row[query_width..query_width + key_width]);
+                values[at..at + key_width].copy_from_slice(&row[query_width + key_width..]);
+            }
+        });
+        match (qkv, &*keys, &*values, out) {
+            (Buffer::F32(x), Buffer::F32(keys), Buffer::F32(values), Buffer::F32(out)) => attention::attention(
+                heads,
+                queries,
+                segments,
+                Rows { data: x, offset: 0, stride },
+                Rows { data: keys, offset: 0, stride: key_width },
+                Rows { data: values, offset: 0, stride: key_width },
+                out,
+                lse,
+            ),
+            (Buffer::Bf16(x), Buffer::Bf16(keys), Buffer::Bf16(values), Buffer::Bf16(out)) => attention::attention(
+                heads,
+                queries,
+                segments,
+                Rows { data: x, offset: 0, stride },
+                Rows { data: keys, offset: 0, stride: key_width },
+                Rows { data: values, offset: 0, stride: key_width },
+                out,
+                lse,
+            ),
+            _ => panic!("operands of one op must have one element type"),
+        }
+    }
+}

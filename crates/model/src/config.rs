@@ -1,0 +1,116 @@
+//! Reads the numbers of an architecture out of a Hugging Face `config.json`, defaults included.
+//! Knows key names, old and new; knows no tensors. Cost: none.
+
+use std::path::{Path, PathBuf};
+
+use serde_json::Value;
+
+use crate::error::ModelError;
+
+/// One object of a configuration, with the place it came from for messages.
+pub struct Keys<'a> {
+    path: PathBuf,
+    prefix: String,
+    value: &'a Value,
+}
+
+impl<'a> Keys<'a> {
+    /// The root object of `path`.
+    pub fn root(path: &Path, value: &'a Value) -> Self {
+        Self { path: path.to_path_buf(), prefix: String::new(), value }
+    }
+
+    /// A nested object; absent reads as empty.
+    pub fn section(&self, key: &str) -> Keys<'a> {
+        static EMPTY: Value = Value::Null;
+        Keys {
+            path: self.path.clone(),
+            prefix: format!("{}{key}.", self.prefix),
+            value: self.value.get(key).unwrap_or(&EMPTY),
+        }
+    }
+
+    /// A raw value, if present and not null.
+    pub fn get(&self, key: &str) -> Option<&'a Value> {
+        self.value.get(key).filter(|value| !value.is_null())
+    }
+
+    fn wrong(&self, key: &str, want: &str) -> ModelError {
+        ModelError::Config {
+            path: self.path.clone(),
+            problem: format!("{}{key} should be {want}, it is {}", self.prefix, self.value[key]),
+            hint: "the checkpoint's config.json may have been edited; restore the published one".into(),
+        }
+    }
+
+    /// A size between 1 and 2^24, with a default.
+    pub fn size(&self, key: &str, default: usize) -> Result<usize, ModelError> {
+        let Some(value) = self.get(key) else { return Ok(default) };
+        match value.as_u64() {
+            Some(size) if (1..1 << 24).contains(&size) => Ok(size as usize),
+            _ => Err(self.wrong(key, "a whole number between 1 and 16777215")),
+        }
+    }
+
+    /// A finite number, with a default.
+    pub fn number(&self, key: &str, default: f64) -> Result<f64, ModelError> {
+        let Some(value) = self.get(key) else { return Ok(default) };
+        value.as_f64().filter(|number| number.is_finite()).ok_or_else(|| self.wrong(key, "a number"))
+    }
+
+    /// A flag, if present.
+    pub fn flag(&self, key: &str) -> Result<Option<bool>, ModelError> {
+        self.get(key).map(|value| value.as_bool().ok_or_else(|| self.wrong(key, "true or false"))).transpose()
+    }
+
+    /// A word, if present.
+    pub fn word(&self, key: &str) -> Option<&'a str> {
+        self.get(key).and_then(Value::as_str)
+    }
+
+    /// An error about a combination of keys.
+    pub fn problem(&self, problem: String, hint: &str) -> ModelError {
+        ModelError::Config { path: self.path.clone(), problem, hint: hint.into() }
+    }
+}
+
+/// Inverse frequencies of a rotary embedding over `head_dim`, one for each pair of dimensions.
+///
+/// `rope_type` default and llama3 (frequency-dependent interpolation, Llama 3.1 release notes); linear divides all.
+pub fn inverse_frequencies(text: &Keys, head_dim: usize) -> Result<Vec<f32>, ModelError> {
+    // transformers 5 writes rope_parameters, earlier versions rope_theta beside rope_scaling.
+    let parameters = text.section("rope_parameters");
+    let scaling = if text.get("rope_parameters").is_some() { parameters } else { text.section("rope_scaling") };
+    let theta = text.number("rope_theta", scaling.number("rope_theta", 10000.0)?)?;
+    let mut frequencies: Vec<f64> =
+        (0..head_dim / 2).map(|i| 1.0 / theta.powf((2 * i) as f64 / head_dim as f64)).collect();
+    let kind = scaling.word("rope_type").or(scaling.word("type")).unwrap_or("default");
+    match kind {
+        "default" => {}
+        "linear" => {
+            let factor = scaling.number("factor", 1.0)?;
+            frequencies.iter_mut().for_each(|frequency| *frequency /= factor);
+        }
+        "llama3" => {
+            let factor = scaling.number("factor", 8.0)?;
+            let low = scaling.number("low_freq_factor", 1.0)?;
+            let high = scaling.number("high_freq_factor", 4.0)?;
+            let context = scaling.number("original_max_position_embeddings", 8192.0)?;
+            for frequency in &mut frequencies {
+                let wavelength = std::f64::consts::TAU / *frequency;
+                if wavelength > context / low {
+                    *frequency /= factor;
+                } else if wavelength >= context / high {
+                    let smooth = (context / wavelength - low) / (high - low);
+                    *frequency = (1.0 - smooth) * *frequency / factor + smooth * *frequency;
+                }
+            }
+        }
+        other => {
+            return Err(
+                text.problem(format!("rope type \"{other}\" is not supported"), "supported: default, linear, llama3")
+            );
+        }
+    }
+    Ok(frequencies.into_iter().map(|frequency| frequency as f32).collect())
+}

@@ -1,0 +1,340 @@
+//! Samples answers: every prompt is read once, its answers are decoded together, all prompts of a call in one batch.
+//! Knows prompts as token ids; knows no text. An answer depends on its own key of randomness and its prompt alone.
+//! Cost: one forward pass over the prompts, then one row per unfinished answer and token; the store of keys and
+//! values is sized before the first token.
+
+use std::rc::Rc;
+use std::sync::Arc;
+
+use foveate_kernels::cpu::head;
+use foveate_kernels::rng::{Purpose, Stream};
+use foveate_kernels::segment::{Queries, Segment};
+use rayon::prelude::*;
+
+use crate::arena::Arena;
+use crate::batch::{FinishReason, PromptInput, Sampled, Tile};
+use crate::cache::KeyValueStore;
+use crate::error::ModelError;
+use crate::policy::{Packed, Policy};
+use crate::sampling::{Picked, SamplingSpec, pick};
+use crate::tape::{Attend, Tape, typed};
+
+/// One prompt to be answered several times.
+#[derive(Clone, Debug)]
+pub struct SampleJob<'a> {
+    /// What the model reads.
+    pub prompt: &'a PromptInput,
+    /// How many answers.
+    pub num_answers: u32,
+    /// Seed of the run.
+    pub seed: u64,
+    /// Step of the run.
+    pub step: u32,
+    /// Key of the question.
+    pub question: u32,
+    /// Number of the first answer, so that a group can be drawn in parts.
+    pub first_answer: u32,
+}
+
+/// Prompts are read in packs of about this many tokens: enough to fill the machine, little enough to bound memory.
+const PREFILL_TOKENS: usize = 4096;
+/// Rows of logits that exist at once.
+const LOGIT_ROWS: usize = 64;
+/// Bytes of keys and values that one wave of prompts may take.
+const STORE_BYTES: usize = 3 << 30;
+
+struct Answer {
+    job: usize,
+    stream: Stream,
+    segment: usize,
+    room: u32,
+    sampled: Sampled,
+    done: bool,
+}
+
+impl Policy {
+    /// Draws `num_answers` answers for every job. `progress` is told the number of unfinished answers after each
+    /// token.
+    pub fn sample(
+        &mut self,
+        jobs: &[SampleJob],
+        spec: &SamplingSpec,
+        progress: &mut dyn FnMut(usize),
+    ) -> Result<Vec<Vec<Sampled>>, ModelError> {
+        for job in jobs {
+            let prompt = job.prompt;
+            let positions: Vec<u32> = (0..prompt.ids.len() as u32).collect();
+            self.check(&Packed {
+                ids: &prompt.ids,
+                positions: &positions,
+                tiles: &prompt.tiles,
+                placements: &prompt.placements,
+            })?;
+            if prompt.ids.is_empty() {
+                return Err(ModelError::Batch { problem: "a prompt has no tokens".into() });
+            }
+        }
+        let per_token = self.description().cache_bytes_per_token;
+        let mut results = Vec::with_capacity(jobs.len());
+        let mut rest = jobs;
+        while !rest.is_empty() {
+            // A wave holds as many prompts as the store has room for, at least one.
+            let mut bytes = 0;
+            let mut count = 0;
+            for job in rest {
+                let rows = job.prompt.ids.len() + job.num_answers as usize * spec.max_new_tokens as usize;
+                bytes += rows * per_token;
+                if count > 0 && bytes > STORE_BYTES {
+                    break;
+                }
+                count += 1;
+            }
+            let (wave, tail) = rest.split_at(count);
+            rest = tail;
+            let mut arena = self.take_arena();
+            let answered = self.sample_wave(wave, spec, &mut arena, progress);
+            self.put_arena(arena);
+            results.extend(answered?);
+        }
+        Ok(results)
+    }
+
+    fn sample_wave(
+        &self,
+        jobs: &[SampleJob],
+        spec: &SamplingSpec,
+        arena: &mut Arena,
+        progress: &mut dyn FnMut(usize),
+    ) -> Result<Vec<Vec<Sampled>>, ModelError> {
+        let config = &self.decoder().config;
+        let key_width = config.num_kv_heads * config.head_dim;
+
+        // Rows of the store: all prompts first, then a place of full length for every answer.
+        let mut segments = Vec::new();
+        let mut answers = Vec::new();
+        let mut at = 0u32;
+        for job in jobs {
+            segments.push(Segment { start: at, len: job.prompt.ids.len() as u32, parent: None });
+            at += job.prompt.ids.len() as u32;
+        }
+        for (index, job) in jobs.iter().enumerate() {
+            for number in 0..job.num_answers {
+                answers.push(Answer {
+                    job: index,
+                    stream: Stream::new(job.seed, Purpose::Sampling, job.step, job.question, job.first_answer + number),
+                    segment: segments.len(),
+                    room: spec.max_new_tokens,
+                    sampled: Sampled {
+                        ids: Vec::new(),
+                        logprob: Vec::new(),
+                        entropy: Vec::new(),
+                        finish: FinishReason::Length,
+                    },
+                    done: spec.max_new_tokens == 0,
+                });
+                segments.push(Segment { start: at, len: 0, parent: Some(index as u32) });
+                at += spec.max_new_tokens;
+            }
+        }
+        let store = Rc::new(KeyValueStore::new(arena, self.operand(), config.num_layers, at as usize, key_width));
+
+        let outcome = self.decode_all(jobs, spec, arena, &store, &mut segments, &mut answers, progress);
+        if let Ok(store) = Rc::try_unwrap(store) {
+            store.release(arena);
+        }
+        outcome?;
+        let mut results: Vec<Vec<Sampled>> = jobs.iter().map(|_| Vec::new()).collect();
+        for answer in answers {
+            results[answer.job].push(answer.sampled);
+        }
+        Ok(results)
+    }
+
+    fn decode_all(
+        &self,
+        jobs: &[SampleJob],
+        spec: &SamplingSpec,
+        arena: &mut Arena,
+        store: &Rc<KeyValueStore>,
+        segments: &mut [Segment],
+        answers: &mut [Answer],
+        progress: &mut dyn FnMut(usize),
+    ) -> Result<(), ModelError> {
+        // The first token of every answer comes from the last row of its prompt.
+        let mut first = 0;
+        while first < jobs.len() {
+            let mut last = first;
+            let mut tokens = 0;
+            while last < jobs.len() && (last == first || tokens + jobs[last].prompt.ids.len() <= PREFILL_TOKENS) {
+                tokens += jobs[last].prompt.ids.len();
+                last += 1;
+            }
+            let asked: Vec<usize> =
+                (0..answers.len()).filter(|i| (first..last).contains(&answers[*i].job) && !answers[*i].done).collect();
+            let rows: Vec<u32> = asked.iter().map(|i| (answers[*i].job - first) as u32).collect();
+            let streams: Vec<(Stream, u32)> = asked.iter().map(|i| (answers[*i].stream, 0)).collect();
+            let picked = self.read_prompts(&jobs[first..last], first, spec, arena, store, segments, &rows, &streams)?;
+            for (index, picked) in asked.into_iter().zip(picked) {
+                answers[index].take(picked, spec)?;
+            }
+            first = last;
+        }
+        loop {
+            let active: Vec<usize> = (0..answers.len()).filter(|i| !answers[*i].done).collect();
+            progress(active.len());
+            if active.is_empty() {
+                return Ok(());
+            }
+            let picked = self.next_tokens(jobs, &active, spec, arena, store, segments, answers)?;
+            for (index, picked) in active.into_iter().zip(picked) {
+                answers[index].take(picked, spec)?;
+            }
+        }
+    }
+
+    /// Reads prompts into the store and picks a token from the last row of prompt `rows[i]`.
+    fn read_prompts(
+        &self,
+        jobs: &[SampleJob],
+        first_segment: usize,
+        spec: &SamplingSpec,
+        arena: &mut Arena,
+        store: &Rc<KeyValueStore>,
+        segments: &[Segment],
+        rows: &[u32],
+        streams: &[(Stream, u32)],
+    ) -> Result<Vec<Picked>, ModelError> {
+        let mut ids = Vec::new();
+        let mut positions = Vec::new();
+        let mut tiles: Vec<Arc<Tile>> = Vec::new();
+        let mut placements = Vec::new();
+        let mut queries = Vec::new();
+        let mut store_rows = Vec::new();
+        let mut last_rows = Vec::new();
+        for (offset, job) in jobs.iter().enumerate() {
+            let start = ids.len() as u32;
+            let prompt = job.prompt;
+            let segment = segments[first_segment + offset];
+            queries.push(Queries {
+                first_row: start,
+                num_rows: segment.len,
+                segment: (first_segment + offset) as u32,
+                first_position: 0,
+            });
+            store_rows.extend(segment.start..segment.start + segment.len);
+            placements.extend(prompt.placements.iter().map(|row| row + start));
+            tiles.extend(prompt.tiles.iter().cloned());
+            ids.extend_from_slice(&prompt.ids);
+            positions.extend(0..segment.len);
+            last_rows.push(ids.len() as u32 - 1);
+        }
+        let attend = Attend::Stored {
+            store: store.clone(),
+            segments: segments.into(),
+            queries: queries.into(),
+            rows: store_rows.into(),
+        };
+        let input = Packed { ids: &ids, positions: &positions, tiles: &tiles, placements: &placements };
+        self.pick_from(&input, &attend, &last_rows, spec, arena, rows, streams)
+    }
+
+    /// Feeds the newest token of every active answer and picks the next.
+    fn next_tokens(
+        &self,
+        jobs: &[SampleJob],
+        active: &[usize],
+        spec: &SamplingSpec,
+        arena: &mut Arena,
+        store: &Rc<KeyValueStore>,
+        segments: &mut [Segment],
+        answers: &[Answer],
+    ) -> Result<Vec<Picked>, ModelError> {
+        let mut ids = Vec::with_capacity(active.len());
+        let mut positions = Vec::with_capacity(active.len());
+        let mut queries = Vec::with_capacity(active.len());
+        let mut store_rows = Vec::with_capacity(active.len());
+        let mut streams = Vec::with_capacity(active.len());
+        for (row, &index) in active.iter().enumerate() {
+            let answer = &answers[index];
+            let segment = &mut segments[answer.segment];
+            let position = segment.len;
+            segment.len += 1;
+            ids.push(*answer.sampled.ids.last().expect("an active answer has a token"));
+            positions.push(jobs[answer.job].prompt.ids.len() as u32 + position);
+            store_rows.push(segment.start + position);
+            queries.push(Queries {
+                first_row: row as u32,
+                num_rows: 1,
+                segment: answer.segment as u32,
+                first_position: position,
+            });
+            streams.push((answer.stream, answer.sampled.ids.len() as u32));
+        }
+        let attend = Attend::Stored {
+            store: store.clone(),
+            segments: (&*segments).into(),
+            queries: queries.into(),
+            rows: store_rows.into(),
+        };
+        let input = Packed { ids: &ids, positions: &positions, tiles: &[], placements: &[] };
+        let rows: Vec<u32> = (0..active.len() as u32).collect();
+        self.pick_from(&input, &attend, &rows, spec, arena, &rows, &streams)
+    }
+
+    /// One pass without a record; logits of `last_rows`; one pick for each `(rows[i], streams[i])`.
+    fn pick_from(
+        &self,
+        input: &Packed,
+        attend: &Attend,
+        last_rows: &[u32],
+        spec: &SamplingSpec,
+        arena: &mut Arena,
+        rows: &[u32],
+        streams: &[(Stream, u32)],
+    ) -> Result<Vec<Picked>, ModelError> {
+        let mut tape = Tape::new(self.weights(), std::mem::take(arena), self.operand(), false, false);
+        let x = self.forward(&mut tape, input, attend);
+        let x = self.last_norm(&mut tape, x, last_rows.into());
+        let vocabulary = self.decoder().config.vocabulary;
+        let width = self.decoder().config.width;
+        let mut picked = vec![None; rows.len()];
+        let mut logits = tape.arena().take_f32(last_rows.len().min(LOGIT_ROWS) * vocabulary);
+        for first in (0..last_rows.len()).step_by(LOGIT_ROWS) {
+            let last = (first + LOGIT_ROWS).min(last_rows.len());
+            let logits = &mut logits[..(last - first) * vocabulary];
+            typed!(tape.value(x), x => {
+                head::head_logits(&x[first * width..last * width], self.head_weight(false), vocabulary, logits)
+            });
+            let logits = &*logits;
+            picked.par_iter_mut().zip(rows).zip(streams).for_each(|((picked, row), (stream, position))| {
+                let row = *row as usize;
+                if (first..last).contains(&row) {
+                    let logits = &logits[(row - first) * vocabulary..][..vocabulary];
+                    *picked = Some(pick(logits, spec, stream, *position));
+                }
+            });
+        }
+        tape.arena().give_f32(logits);
+        *arena = tape.into_arena();
+        Ok(picked.into_iter().map(|picked| picked.expect("every row was visited")).collect())
+    }
+}
+
+impl Answer {
+    fn take(&mut self, picked: Picked, spec: &SamplingSpec) -> Result<(), ModelError> {
+        if !picked.logprob.is_finite() {
+            return Err(ModelError::NotFinite { what: "the log-probability of a sampled token".into() });
+        }
+        self.sampled.ids.push(picked.id);
+        self.sampled.logprob.push(picked.logprob);
+        self.sampled.entropy.push(picked.entropy);
+        self.room -= 1;
+        if spec.end_ids.contains(&picked.id) {
+            self.sampled.finish = FinishReason::Stop;
+            self.done = true;
+        } else if self.room == 0 {
+            self.done = true;
+        }
+        Ok(())
+    }
+}

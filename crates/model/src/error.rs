@@ -1,0 +1,84 @@
+//! What can go wrong with a model, worded for the person, with a hint.
+//! Knows no terminal. Cost: none.
+
+use std::path::PathBuf;
+
+/// A problem with a checkpoint, a batch or the numbers.
+#[derive(Debug, thiserror::Error)]
+pub enum ModelError {
+    /// A file could not be read or written.
+    #[error("{path}: {source}")]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// The operating system's reason.
+        source: std::io::Error,
+    },
+    /// A configuration is not usable.
+    #[error("{path}: {problem}")]
+    Config {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with which key.
+        problem: String,
+        /// What to change.
+        hint: String,
+    },
+    /// The architecture is not one of ours.
+    #[error("model_type \"{found}\" is not supported")]
+    UnknownFamily {
+        /// What config.json says.
+        found: String,
+    },
+    /// A safetensors file is damaged or of an unsupported kind.
+    #[error("{path}: {problem}")]
+    Weights {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        problem: String,
+    },
+    /// Tensors are missing, unexpected or mis-shaped.
+    #[error("{path}: the weights do not fit the configuration: {problems}")]
+    Mismatch {
+        /// The folder.
+        path: PathBuf,
+        /// Names and shapes, a line each.
+        problems: String,
+    },
+    /// A batch contradicts itself or the model.
+    #[error("batch does not fit the model: {problem}")]
+    Batch {
+        /// What contradicts what.
+        problem: String,
+    },
+    /// A number that should be finite is not.
+    #[error("{what} is not finite")]
+    NotFinite {
+        /// Which quantity.
+        what: String,
+    },
+}
+
+impl ModelError {
+    /// What the person can change.
+    pub fn hint(&self) -> String {
+        match self {
+            ModelError::File { .. } => "check that the path exists and can be read".into(),
+            ModelError::Config { hint, .. } => hint.clone(),
+            ModelError::UnknownFamily { .. } => {
+                "supported: smolvlm and idefics3 (images), llama (text); the key is model_type in config.json".into()
+            }
+            ModelError::Weights { .. } => {
+                "the file may be cut short: copy it again; only safetensors with f32, f16 or bf16 tensors are read"
+                    .into()
+            }
+            ModelError::Mismatch { .. } => "config.json and the safetensors files must come from one checkpoint".into(),
+            ModelError::Batch { .. } => {
+                "the prompt must hold exactly one placeholder for each image feature, and ids below the vocabulary"
+                    .into()
+            }
+            ModelError::NotFinite { .. } => "lower optim.lr or optim.max_norm, or try precision = \"f32\"".into(),
+        }
+    }
+}

@@ -1,0 +1,141 @@
+//! One matrix product with everything that belongs to it: bias, residual, low-rank adapters, both element types.
+//! Knows weights and buffers; knows no architecture. Cost: one product forward, two backward.
+
+use foveate_kernels::cpu::matmul::{self, Output};
+use foveate_kernels::cpu::{elementwise, sums};
+use foveate_kernels::element::bf16;
+
+use crate::arena::{Arena, Buffer, Kind};
+use crate::tape::{bf16_of, same_type, typed};
+use crate::weights::{Gradients, LinearId, Weights};
+
+/// `out (+)= x·Wᵀ + b`. `add` keeps what is in `out` (the residual, f32 only). Where adapters are, `kept` receives
+/// their inner values for the backward pass.
+pub fn forward(
+    weights: &Weights,
+    id: LinearId,
+    x: &Buffer,
+    add: bool,
+    out: &mut Buffer,
+    arena: &mut Arena,
+    kept: &mut Vec<Buffer>,
+) {
+    product(weights, id, x, add, out);
+    let width = weights.linear(id).n;
+    for adapter in weights.adapters(id) {
+        let num_rows = x.len() / weights.linear(id).k;
+        let mut inner = arena.take(x.kind(), num_rows * adapter.rank);
+        product(weights, adapter.a, x, false, &mut inner);
+        let mut outer = Buffer::F32(arena.take_f32(num_rows * adapter.n));
+        product(weights, adapter.b, &inner, false, &mut outer);
+        typed!(&mut *out, out => {
+            sums::add_columns(out, width, adapter.column, outer.f32(), adapter.n, adapter.scale)
+        });
+        arena.give(outer);
+        kept.push(inner);
+    }
+}
+
+fn product(weights: &Weights, id: LinearId, x: &Buffer, add: bool, out: &mut Buffer) {
+    let linear = weights.linear(id);
+    let (n, k) = (linear.n, linear.k);
+    let num_rows = x.len() / k;
+    let bias = weights.bias(id);
+    match x {
+        Buffer::F32(x) => {
+            matmul::matmul_f32_nt(x, num_rows, weights.matrix(id), n, k, bias, add, out.f32_mut());
+        }
+        Buffer::Bf16(x) => {
+            let output = match out {
+                Buffer::Bf16(out) => Output::Bf16(out),
+                Buffer::F32(out) if add => Output::F32Add(out),
+                Buffer::F32(out) => Output::F32(out),
+            };
+            matmul::matmul_bf16(x, num_rows, weights.packed_forward(id), bias, output);
+        }
+    }
+}
+
+/// Gradients of weight, bias, adapters and (if asked) input. `kept` is what the forward pass kept.
+pub fn backward(
+    weights: &Weights,
+    id: LinearId,
+    x: &Buffer,
+    d_out: &Buffer,
+    operand: Kind,
+    needs_x: bool,
+    kept: Vec<Buffer>,
+    arena: &mut Arena,
+    gradients: &mut Gradients,
+) -> Option<Buffer> {
+    let width = weights.linear(id).n;
+    // The residual stream's gradient is f32; the matrix unit wants bf16.
+    let rounded = (operand == Kind::Bf16 && d_out.kind() == Kind::F32).then(|| {
+        let mut rounded = arena.take(Kind::Bf16, d_out.len());
+        if let Buffer::Bf16(values) = &mut rounded {
+            elementwise::convert::<f32, bf16>(d_out.f32(), values);
+        }
+        rounded
+    });
+    let d_operand = rounded.as_ref().unwrap_or(d_out);
+    let mut d_x = product_backward(weights, id, x, d_operand, needs_x, arena, gradients);
+
+    for (adapter, inner) in weights.adapters(id).iter().zip(kept) {
+        let num_rows = x.len() / weights.linear(id).k;
+        let mut d_outer = arena.take(operand, num_rows * adapter.n);
+        same_type!((d_operand, d_out), (&mut d_outer, d_outer) => {
+            sums::take_columns(d_out, width, adapter.column, d_outer, adapter.n, adapter.scale)
+        });
+        let d_inner = product_backward(weights, adapter.b, &inner, &d_outer, true, arena, gradients)
+            .expect("the inner gradient was asked for");
+        let more = product_backward(weights, adapter.a, x, &d_inner, needs_x, arena, gradients);
+        if let (Some(d_x), Some(more)) = (&mut d_x, &more) {
+            same_type!((d_x, d_x), (more, more) => sums::add_elements(d_x, more));
+        }
+        for buffer in [Some(inner), Some(d_outer), Some(d_inner), more].into_iter().flatten() {
+            arena.give(buffer);
+        }
+    }
+    if let Some(rounded) = rounded {
+        arena.give(rounded);
+    }
+    d_x
+}
+
+fn product_backward(
+    weights: &Weights,
+    id: LinearId,
+    x: &Buffer,
+    d_out: &Buffer,
+    needs_x: bool,
+    arena: &mut Arena,
+    gradients: &mut Gradients,
+) -> Option<Buffer> {
+    let linear = weights.linear(id);
+    let (n, k) = (linear.n, linear.k);
+    let num_rows = x.len() / k;
+    if weights.linear_is_trainable(id) {
+        let d_weight = &mut gradients.flat[linear.offset..linear.offset + n * k];
+        match d_out {
+            Buffer::F32(dy) => matmul::matmul_f32_weight_gradient(dy, x.f32(), num_rows, n, k, d_weight),
+            Buffer::Bf16(dy) => matmul::matmul_bf16_weight_gradient(dy, bf16_of(x), num_rows, n, k, d_weight),
+        }
+        if let Some(offset) = linear.bias {
+            let d_bias = &mut gradients.flat[offset..offset + n];
+            typed!(d_out, dy => matmul::bias_gradient(dy, num_rows, n, d_bias));
+        }
+    }
+    needs_x.then(|| {
+        let mut d_x = arena.take(x.kind(), x.len());
+        match (d_out, &mut d_x) {
+            (Buffer::F32(dy), Buffer::F32(d_x)) => {
+                matmul::matmul_f32_nn(dy, num_rows, weights.matrix(id), n, k, false, d_x);
+            }
+            (Buffer::Bf16(dy), Buffer::Bf16(d_x)) => {
+                matmul::matmul_bf16(dy, num_rows, weights.packed_backward(id), None, Output::Bf16(d_x));
+            }
+            _ => panic!("operands of one op must have one element type"),
+        }
+        d_x
+    })
+}

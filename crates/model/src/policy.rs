@@ -1,0 +1,476 @@
+//! A model that can be asked three things: how likely are these tokens, what is the gradient, and what would you say.
+//! Knows families and the tape; knows no rewards and no rules beyond two numbers per token.
+//! Cost: one forward pass to score, about three to learn; activations live in an arena that is reused.
+
+use std::path::Path;
+use std::rc::Rc;
+
+use foveate_kernels::cpu::head::{self, HeadWeight};
+use foveate_kernels::isa;
+use serde_json::Value;
+
+use crate::arena::{Arena, Buffer, Kind};
+use crate::batch::{Derivatives, HeadOutput, TokenBatch};
+use crate::config::Keys;
+use crate::error::ModelError;
+use crate::families::llama::{Llama, LlamaConfig};
+use crate::families::smolvlm::SmolVlm;
+use crate::safetensors_io::{self, SaveType};
+use crate::tape::{Attend, Tape, Var, typed};
+use crate::weights::{Gradients, Layout, ParamInfo, Part, Trainable, Weights};
+
+/// Number type of matrix operands.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Precision {
+    /// bf16 where the machine multiplies it fast, else f32.
+    #[default]
+    Auto,
+    /// Everything in f32: the oracle.
+    F32,
+    /// bf16 operands, f32 sums, master weights and residual stream.
+    Bf16,
+}
+
+impl Precision {
+    fn operand(self) -> Kind {
+        match self {
+            Precision::F32 => Kind::F32,
+            Precision::Bf16 => Kind::Bf16,
+            Precision::Auto if isa::has_fast_bf16() => Kind::Bf16,
+            Precision::Auto => Kind::F32,
+        }
+    }
+}
+
+/// A model family with its tensors.
+pub enum Family {
+    /// Images and text.
+    SmolVlm(SmolVlm),
+    /// Text alone.
+    Llama(Llama),
+}
+
+impl Family {
+    /// Chooses the family by `model_type` and declares its tensors.
+    fn declare(layout: &mut Layout, path: &Path, json: &Value) -> Result<Self, ModelError> {
+        let root = Keys::root(path, json);
+        match root.word("model_type").unwrap_or("") {
+            "smolvlm" | "idefics3" => Ok(Family::SmolVlm(SmolVlm::declare(layout, &root)?)),
+            "llama" => {
+                let tied = root.flag("tie_word_embeddings")?.unwrap_or(false);
+                let config = LlamaConfig::read(&root, tied)?;
+                Ok(Family::Llama(Llama::declare(layout, config, "model.", "lm_head")))
+            }
+            other => Err(ModelError::UnknownFamily { found: other.to_string() }),
+        }
+    }
+
+    /// The language part.
+    pub fn decoder(&self) -> &Llama {
+        match self {
+            Family::SmolVlm(model) => &model.decoder,
+            Family::Llama(model) => model,
+        }
+    }
+}
+
+/// What a model is, in numbers.
+#[derive(Clone, Debug, serde::Serialize)]
+pub struct ModelDescription {
+    /// `smolvlm` or `llama`.
+    pub family: &'static str,
+    /// Parameters of the image tower, the connector and the decoder.
+    pub num_parameters: [usize; 3],
+    /// Blocks of the decoder.
+    pub num_layers: usize,
+    /// Width of the decoder.
+    pub width: usize,
+    /// Rows of the embedding.
+    pub vocabulary: usize,
+    /// Longest text that the model was made for.
+    pub max_positions: usize,
+    /// Side of a tile in pixels, if it sees.
+    pub tile_side: Option<usize>,
+    /// Tokens that one tile takes in a prompt.
+    pub features_per_tile: usize,
+    /// Bytes of keys and values that one token takes while sampling.
+    pub cache_bytes_per_token: usize,
+}
+
+/// A model with its weights, ready to score, learn and sample.
+pub struct Policy {
+    family: Family,
+    weights: Weights,
+    arena: Arena,
+    operand: Kind,
+    recompute: bool,
+    config: Value,
+}
+
+impl Policy {
+    /// Opens a folder in Hugging Face layout.
+    pub fn load(dir: &Path, precision: Precision) -> Result<Policy, ModelError> {
+        let path = dir.join("config.json");
+        let text = std::fs::read_to_string(&path).map_err(|source| ModelError::File { path: path.clone(), source })?;
+        let json: Value = serde_json::from_str(&text).map_err(|error| ModelError::Config {
+            path: path.clone(),
+            problem: error.to_string(),
+            hint: "config.json must be a JSON object".into(),
+        })?;
+        if json.get("quantization_config").is_some_and(|value| !value.is_null()) {
+            return Err(ModelError::Config {
+                path,
+                problem: "the checkpoint is quantised".into(),
+                hint: "use the unquantised checkpoint (f32, f16 or bf16 safetensors)".into(),
+            });
+        }
+        let mut policy = Self::declare(&path, &json, precision)?;
+        safetensors_io::load(&mut policy.weights, dir)?;
+        Ok(policy)
+    }
+
+    /// A new model with random weights; `config` is the content of a `config.json`.
+    pub fn fresh(config: &Value, seed: u64, precision: Precision) -> Result<Policy, ModelError> {
+        let mut policy = Self::declare(Path::new("config.json"), config, precision)?;
+        policy.weights.fill_fresh(seed);
+        Ok(policy)
+    }
+
+    fn declare(path: &Path, json: &Value, precision: Precision) -> Result<Policy, ModelError> {
+        let mut layout = Layout::default();
+        let family = Family::declare(&mut layout, path, json)?;
+        Ok(Policy {
+            family,
+            weights: layout.build(),
+            arena: Arena::default(),
+            operand: precision.operand(),
+            recompute: false,
+            config: json.clone(),
+        })
+    }
+
+    /// Writes `model.safetensors` into `dir`.
+    pub fn save_weights(&self, dir: &Path, dtype: SaveType) -> Result<(), ModelError> {
+        safetensors_io::save(&self.weights, &dir.join("model.safetensors"), dtype)
+    }
+
+    /// Keep only the inputs of blocks and run them again in the backward pass: less memory, a third more time.
+    pub fn set_recompute(&mut self, recompute: bool) {
+        self.recompute = recompute;
+    }
+
+    /// Names, shapes and places of the parameters.
+    pub fn parameters(&self) -> &[ParamInfo] {
+        self.weights.infos()
+    }
+
+    /// All parameters.
+    pub fn weights(&self) -> &Weights {
+        &self.weights
+    }
+
+    /// All parameters, to be changed.
+    pub fn weights_mut(&mut self) -> &mut Weights {
+        &mut self.weights
+    }
+
+    /// The flat f32 buffer.
+    pub fn master(&self) -> &[f32] {
+        self.weights.master()
+    }
+
+    /// The flat f32 buffer, to be changed.
+    pub fn master_mut(&mut self) -> &mut [f32] {
+        self.weights.master_mut()
+    }
+
+    /// Chooses which parts learn.
+    pub fn set_trainable(&mut self, trainable: Trainable) {
+        self.weights.set_trainable(trainable);
+    }
+
+    /// Whether parameter `index` learns.
+    pub fn is_trainable(&self, index: usize) -> bool {
+        self.weights.is_trainable(crate::weights::ParamId(index))
+    }
+
+    /// Zeroed gradients.
+    pub fn new_gradients(&self) -> Gradients {
+        Gradients { flat: vec![0.0; self.weights.master().len()] }
+    }
+
+    /// The language part.
+    pub fn decoder(&self) -> &Llama {
+        self.family.decoder()
+    }
+
+    /// The family.
+    pub fn family(&self) -> &Family {
+        &self.family
+    }
+
+    /// Name of the operand type, as logged.
+    pub fn operand_name(&self) -> &'static str {
+        match self.operand {
+            Kind::F32 => "f32",
+            Kind::Bf16 => "bf16",
+        }
+    }
+
+    /// Type of matrix operands.
+    pub(crate) fn operand(&self) -> Kind {
+        self.operand
+    }
+
+    /// What the model is, in numbers.
+    pub fn description(&self) -> ModelDescription {
+        let config = &self.decoder().config;
+        let mut num_parameters = [0; 3];
+        for info in self.weights.infos() {
+            let slot = match info.part {
+                Part::Vision => 0,
+                Part::Connector => 1,
+                Part::Language => 2,
+            };
+            num_parameters[slot] += info.len;
+        }
+        let (family, tile_side, features_per_tile) = match &self.family {
+            Family::SmolVlm(model) => ("smolvlm", Some(model.tile_side()), model.features_per_tile()),
+            Family::Llama(_) => ("llama", None, 0),
+        };
+        let value_bytes = if self.operand == Kind::Bf16 { 2 } else { 4 };
+        ModelDescription {
+            family,
+            num_parameters,
+            num_layers: config.num_layers,
+            width: config.width,
+            vocabulary: config.vocabulary,
+            max_positions: config.max_positions,
+            tile_side,
+            features_per_tile,
+            cache_bytes_per_token: 2 * config.num_layers * config.num_kv_heads * config.head_dim * value_bytes,
+        }
+    }
+
+    /// A frozen copy: the reference of a KL term.
+    pub fn copy_frozen(&self) -> Result<Policy, ModelError> {
+        let mut layout = Layout::default();
+        let family = Family::declare(&mut layout, Path::new("config.json"), &self.config)?;
+        Ok(Policy {
+            family,
+            weights: self.weights.frozen_copy(),
+            arena: Arena::default(),
+            operand: self.operand,
+            recompute: false,
+            config: self.config.clone(),
+        })
+    }
+
+    /// The `config.json` that the model was made from.
+    pub fn config(&self) -> &Value {
+        &self.config
+    }
+
+    /// Refuses batches that contradict themselves or the model, before any kernel sees them.
+    pub(crate) fn check(&self, input: &Packed) -> Result<(), ModelError> {
+        let wrong = |problem: String| Err(ModelError::Batch { problem });
+        let config = &self.decoder().config;
+        let num_tokens = input.ids.len();
+        if let Some(id) = input.ids.iter().find(|id| **id as usize >= config.vocabulary) {
+            return wrong(format!("token id {id} is not below the vocabulary of {}", config.vocabulary));
+        }
+        if input.positions.len() != num_tokens {
+            return wrong(format!("{} positions for {num_tokens} tokens", input.positions.len()));
+        }
+        if let Some(row) = input.placements.iter().find(|row| **row as usize >= num_tokens) {
+            return wrong(format!("image feature placed at row {row} of {num_tokens}"));
+        }
+        let features = match &self.family {
+            Family::SmolVlm(model) => {
+                let side = model.tile_side() as u32;
+                if let Some(tile) = input.tiles.iter().find(|tile| tile.height != side || tile.width != side) {
+                    return wrong(format!(
+                        "a tile is {} x {} pixels, the tower takes {side} x {side}",
+                        tile.width, tile.height
+                    ));
+                }
+                input.tiles.len() * model.features_per_tile()
+            }
+            Family::Llama(_) if !input.tiles.is_empty() => {
+                return wrong("the model has no image tower, the prompt has images".into());
+            }
+            Family::Llama(_) => 0,
+        };
+        if features != input.placements.len() {
+            return wrong(format!("{features} image features for {} placeholders", input.placements.len()));
+        }
+        Ok(())
+    }
+
+    /// The last residual stream of packed tokens.
+    pub(crate) fn forward<'w>(&'w self, tape: &mut Tape<'w>, input: &Packed, attend: &Attend) -> Var {
+        let ids: Rc<[u32]> = input.ids.into();
+        match &self.family {
+            Family::SmolVlm(model) => {
+                model.forward(tape, ids, input.positions, input.tiles, input.placements.into(), attend)
+            }
+            Family::Llama(model) => {
+                let x = tape.embed(model.embedding, ids);
+                model.forward(tape, x, input.positions, attend)
+            }
+        }
+    }
+
+    /// Last norm of some rows of a residual stream.
+    pub(crate) fn last_norm<'w>(&'w self, tape: &mut Tape<'w>, x: Var, rows: Rc<[u32]>) -> Var {
+        let decoder = self.decoder();
+        let gathered = tape.gather(x, rows, decoder.config.width);
+        tape.rms_norm(gathered, decoder.norm, decoder.config.eps)
+    }
+
+    pub(crate) fn take_arena(&mut self) -> Arena {
+        std::mem::take(&mut self.arena)
+    }
+
+    pub(crate) fn put_arena(&mut self, arena: Arena) {
+        self.arena = arena;
+    }
+
+    fn head_forward(&self, x: &Buffer, batch: &TokenBatch, lse: &mut [f32]) -> HeadOutput {
+        let num = batch.target.len();
+        let mut output = HeadOutput { logprob: vec![0.0; num], entropy: vec![0.0; num] };
+        let decoder = self.decoder();
+        let vocabulary = decoder.config.vocabulary;
+        typed!(x, x => head::head_logprob(
+            x,
+            self.head_weight(false),
+            vocabulary,
+            &batch.target,
+            &batch.inv_temperature,
+            &batch.banned,
+            &mut output.logprob,
+            &mut output.entropy,
+            lse,
+        ));
+        output
+    }
+
+    pub(crate) fn head_weight(&self, backward: bool) -> HeadWeight<'_> {
+        let head = self.decoder().head;
+        match self.operand {
+            Kind::F32 => HeadWeight::F32(self.weights.matrix(head)),
+            Kind::Bf16 => {
+                let forward = self.weights.packed_forward(head);
+                // Only the backward pass reads the second packing; scoring passes the first in its place.
+                let backward = if backward { self.weights.packed_backward(head) } else { forward };
+                HeadWeight::Bf16 { forward, backward }
+            }
+        }
+    }
+
+    /// Log-probability and entropy of the trained tokens; nothing is learned.
+    pub fn score(&mut self, batch: &TokenBatch) -> Result<HeadOutput, ModelError> {
+        self.check(&Packed::of(batch))?;
+        self.check_trained(batch)?;
+        let arena = self.take_arena();
+        let mut tape = Tape::new(&self.weights, arena, self.operand, false, false);
+        let x = self.forward(&mut tape, &Packed::of(batch), &Attend::Packed(batch.segments.clone().into()));
+        let x = self.last_norm(&mut tape, x, batch.source.clone().into());
+        let mut lse = vec![0.0; batch.target.len()];
+        let output = self.head_forward(tape.value(x), batch, &mut lse);
+        let arena = tape.into_arena();
+        self.put_arena(arena);
+        Ok(output)
+    }
+
+    /// One forward and backward pass. `rule` sees log-probability and entropy of the trained tokens and answers with
+    /// the loss's derivatives; parameter gradients are added to `gradients`.
+    pub fn accumulate_gradients(
+        &mut self,
+        batch: &TokenBatch,
+        gradients: &mut Gradients,
+        rule: &mut dyn FnMut(&HeadOutput) -> Derivatives,
+    ) -> Result<HeadOutput, ModelError> {
+        self.check(&Packed::of(batch))?;
+        self.check_trained(batch)?;
+        let arena = self.take_arena();
+        let mut tape = Tape::new(&self.weights, arena, self.operand, true, self.recompute);
+        let x = self.forward(&mut tape, &Packed::of(batch), &Attend::Packed(batch.segments.clone().into()));
+        let x = self.last_norm(&mut tape, x, batch.source.clone().into());
+        let mut lse = tape.arena().take_f32(batch.target.len());
+        let output = self.head_forward(tape.value(x), batch, &mut lse);
+        let derivatives = rule(&output);
+
+        let decoder = self.decoder();
+        let mut d_x = {
+            let (kind, len) = (tape.value(x).kind(), tape.value(x).len());
+            tape.arena().take(kind, len)
+        };
+        let head = self.weights.linear(decoder.head);
+        let d_weight = self
+            .weights
+            .linear_is_trainable(decoder.head)
+            .then(|| &mut gradients.flat[head.offset..head.offset + head.n * head.k]);
+        crate::tape::same_type!((tape.value(x), x), (&mut d_x, d_x) => head::head_logprob_backward(
+            x,
+            self.head_weight(true),
+            decoder.config.vocabulary,
+            &batch.target,
+            &batch.inv_temperature,
+            &batch.banned,
+            &lse,
+            &output.entropy,
+            &derivatives.by_logprob,
+            &derivatives.by_entropy,
+            d_x,
+            d_weight,
+        ));
+        tape.arena().give_f32(lse);
+        tape.seed(x, d_x);
+        tape.backward(gradients);
+        let arena = tape.into_arena();
+        self.put_arena(arena);
+        Ok(output)
+    }
+
+    fn check_trained(&self, batch: &TokenBatch) -> Result<(), ModelError> {
+        let wrong = |problem: String| Err(ModelError::Batch { problem });
+        let num = batch.target.len();
+        if batch.source.len() != num || batch.inv_temperature.len() != num {
+            return wrong(format!("{num} targets, {} sources", batch.source.len()));
+        }
+        if let Some(row) = batch.source.iter().find(|row| **row as usize >= batch.ids.len()) {
+            return wrong(format!("a trained token is predicted by row {row} of {}", batch.ids.len()));
+        }
+        let vocabulary = self.decoder().config.vocabulary;
+        if let Some(id) = batch.target.iter().find(|id| **id as usize >= vocabulary) {
+            return wrong(format!("target {id} is not below the vocabulary of {vocabulary}"));
+        }
+        let mut at = 0;
+        for (index, segment) in batch.segments.iter().enumerate() {
+            if segment.start != at || segment.parent.is_some_and(|parent| parent as usize >= index) {
+                return wrong(format!("segment {index} ({segment:?}) does not follow the one before it"));
+            }
+            at += segment.len;
+        }
+        if at as usize != batch.ids.len() {
+            return wrong(format!("segments cover {at} of {} tokens", batch.ids.len()));
+        }
+        Ok(())
+    }
+}
+
+/// The tensor side's view of packed tokens.
+pub(crate) struct Packed<'a> {
+    pub ids: &'a [u32],
+    pub positions: &'a [u32],
+    pub tiles: &'a [std::sync::Arc<crate::batch::Tile>],
+    pub placements: &'a [u32],
+}
+
+impl<'a> Packed<'a> {
+    fn of(batch: &'a TokenBatch) -> Self {
+        Self { ids: &batch.ids, positions: &batch.positions, tiles: &batch.tiles, placements: &batch.placements }
+    }
+}

@@ -1,0 +1,179 @@
+//! Reads and writes `model.safetensors`, one file or several behind an index.
+//! Knows types and shapes; knows no architecture. Cost: one pass over the bytes, tensors converted in parallel.
+
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use foveate_kernels::element::{Element, bf16};
+use half::f16;
+use rayon::prelude::*;
+use safetensors::tensor::{Dtype, SafeTensors, View};
+
+use crate::error::ModelError;
+use crate::weights::Weights;
+
+/// Number type of written weights.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum SaveType {
+    /// Four bytes, exact.
+    F32,
+    /// Two bytes, eight bits of precision; what the field publishes.
+    Bf16,
+    /// Two bytes, eleven bits of precision, small range.
+    F16,
+}
+
+fn damaged(path: &Path, problem: impl ToString) -> ModelError {
+    ModelError::Weights { path: path.to_path_buf(), problem: problem.to_string() }
+}
+
+/// The files that hold a folder's weights.
+pub fn weight_files(dir: &Path) -> Result<Vec<PathBuf>, ModelError> {
+    let single = dir.join("model.safetensors");
+    if single.is_file() {
+        return Ok(vec![single]);
+    }
+    let index = dir.join("model.safetensors.index.json");
+    let text = std::fs::read_to_string(&index).map_err(|source| ModelError::File { path: single.clone(), source })?;
+    let json: serde_json::Value = serde_json::from_str(&text).map_err(|error| damaged(&index, error))?;
+    let map = json
+        .get("weight_map")
+        .and_then(|map| map.as_object())
+        .ok_or_else(|| damaged(&index, "the key weight_map is missing"))?;
+    let mut names: Vec<&str> = map.values().filter_map(|value| value.as_str()).collect();
+    names.sort_unstable();
+    names.dedup();
+    if let Some(name) = names.iter().find(|name| name.contains(['/', '\\']) || name.starts_with('.')) {
+        return Err(damaged(&index, format!("shard name \"{name}\" leaves the folder")));
+    }
+    Ok(names.into_iter().map(|name| dir.join(name)).collect())
+}
+
+/// Fills `weights` from a folder. Names are those of the layout; a tied head may be stored as well and is then left.
+pub fn load(weights: &mut Weights, dir: &Path) -> Result<(), ModelError> {
+    let mut problems: Vec<String> = Vec::new();
+    let by_name: BTreeMap<String, usize> =
+        weights.infos().iter().enumerate().map(|(i, info)| (info.name.clone(), i)).collect();
+    let mut seen = vec![false; weights.infos().len()];
+    for path in weight_files(dir)? {
+        let bytes = std::fs::read(&path).map_err(|source| ModelError::File { path: path.clone(), source })?;
+        let file = SafeTensors::deserialize(&bytes).map_err(|error| damaged(&path, error))?;
+        let mut jobs = Vec::new();
+        for (name, view) in file.tensors() {
+            let Some(&index) = by_name.get(&name) else {
+                if name != "lm_head.weight" {
+                    problems.push(format!("unexpected tensor {name} {:?}", view.shape()));
+                }
+                continue;
+            };
+            let info = &weights.infos()[index];
+            if view.shape() != info.shape {
+                problems.push(format!("{name} has shape {:?}, expected {:?}", view.shape(), info.shape));
+                seen[index] = true;
+                continue;
+            }
+            if !matches!(view.dtype(), Dtype::F32 | Dtype::BF16 | Dtype::F16) {
+                return Err(damaged(
+                    &path,
+                    format!("{name} is stored as {:?}; quantised checkpoints are not read", view.dtype()),
+                ));
+            }
+            seen[index] = true;
+            jobs.push((info.offset, info.len, view));
+        }
+        jobs.sort_by_key(|job| job.0);
+        // Cut the flat buffer at the tensors' places so that they can be filled in parallel.
+        let mut rest = weights.master_mut();
+        let mut at = 0;
+        let mut slices = Vec::with_capacity(jobs.len());
+        for (offset, len, view) in jobs {
+            let (_, tail) = rest.split_at_mut(offset - at);
+            let (slice, tail) = tail.split_at_mut(len);
+            slices.push((slice, view));
+            rest = tail;
+            at = offset + len;
+        }
+        slices.into_par_iter().for_each(|(slice, view)| widen(view.dtype(), view.data(), slice));
+    }
+    for (index, info) in weights.infos().iter().enumerate() {
+        if !seen[index] {
+            problems.push(format!("missing tensor {} {:?}", info.name, info.shape));
+        }
+    }
+    if problems.is_empty() {
+        return Ok(());
+    }
+    let more = problems.len().saturating_sub(12);
+    problems.truncate(12);
+    if more > 0 {
+        problems.push(format!("and {more} more"));
+    }
+    Err(ModelError::Mismatch { path: dir.to_path_buf(), problems: problems.join("; ") })
+}
+
+fn widen(dtype: Dtype, bytes: &[u8], out: &mut [f32]) {
+    match dtype {
+        Dtype::F32 => {
+            for (value, bytes) in out.iter_mut().zip(bytes.chunks_exact(4)) {
+                *value = f32::from_le_bytes(bytes.try_into().expect("chunks of four"));
+            }
+        }
+        Dtype::BF16 => {
+            for (value, bytes) in out.iter_mut().zip(bytes.chunks_exact(2)) {
+                *value = Element::to_f32(bf16::from_le_bytes(bytes.try_into().expect("chunks of two")));
+            }
+        }
+        _ => {
+            for (value, bytes) in out.iter_mut().zip(bytes.chunks_exact(2)) {
+                *value = f16::from_le_bytes(bytes.try_into().expect("chunks of two")).to_f32();
+            }
+        }
+    }
+}
+
+struct Stored {
+    dtype: Dtype,
+    shape: Vec<usize>,
+    bytes: Vec<u8>,
+}
+
+impl View for Stored {
+    fn dtype(&self) -> Dtype {
+        self.dtype
+    }
+    fn shape(&self) -> &[usize] {
+        &self.shape
+    }
+    fn data(&self) -> Cow<'_, [u8]> {
+        Cow::Borrowed(&self.bytes)
+    }
+    fn data_len(&self) -> usize {
+        self.bytes.len()
+    }
+}
+
+/// Writes all parameters to one file, under the names of the layout. The caller chooses a fresh path and renames.
+pub fn save(weights: &Weights, path: &Path, dtype: SaveType) -> Result<(), ModelError> {
+    let tensors: Vec<(String, Stored)> = weights
+        .infos()
+        .par_iter()
+        .map(|info| {
+            let values = &weights.master()[info.offset..info.offset + info.len];
+            let (dtype, bytes) = match dtype {
+                SaveType::F32 => (Dtype::F32, values.iter().flat_map(|v| v.to_le_bytes()).collect()),
+                SaveType::Bf16 => {
+                    (Dtype::BF16, values.iter().flat_map(|v| <bf16 as Element>::from_f32(*v).to_le_bytes()).collect())
+                }
+                SaveType::F16 => (Dtype::F16, values.iter().flat_map(|v| f16::from_f32(*v).to_le_bytes()).collect()),
+            };
+            (info.name.clone(), Stored { dtype, shape: info.shape.clone(), bytes })
+        })
+        .collect();
+    let metadata = Some([("format".to_string(), "pt".to_string())].into());
+    safetensors::serialize_to_file(tensors, metadata, path).map_err(|error| match error {
+        safetensors::SafeTensorError::IoError(source) => ModelError::File { path: path.to_path_buf(), source },
+        other => damaged(path, other),
+    })
+}

@@ -1,0 +1,220 @@
+//! Picks the next token from a row of logits.
+//! Knows one row and one stream of random numbers; what it picks depends on nothing else.
+//! Cost: a few passes over the vocabulary; sorting only when top-k, top-p or min-p is on.
+
+use std::sync::Arc;
+
+use foveate_kernels::cpu::head;
+use foveate_kernels::cpu::math;
+use foveate_kernels::rng::Stream;
+
+/// How answers are drawn.
+#[derive(Clone, Debug, PartialEq)]
+pub struct SamplingSpec {
+    /// Divides the logits; 0 means greedy.
+    pub temperature: f32,
+    /// Keep the most probable tokens whose mass reaches this; 1 keeps all.
+    pub top_p: f32,
+    /// Keep this many most probable tokens; 0 keeps all.
+    pub top_k: u32,
+    /// Drop tokens less probable than this share of the most probable; 0 keeps all.
+    pub min_p: f32,
+    /// An answer is cut after this many tokens.
+    pub max_new_tokens: u32,
+    /// An answer ends with any of these.
+    pub end_ids: Vec<u32>,
+    /// Sorted ids that are never produced.
+    pub banned: Arc<[u32]>,
+}
+
+impl SamplingSpec {
+    /// One over the temperature that log-probabilities refer to (1 when greedy).
+    pub fn inv_temperature(&self) -> f32 {
+        if self.temperature > 0.0 { 1.0 / self.temperature } else { 1.0 }
+    }
+}
+
+/// A picked token.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Picked {
+    /// Its id.
+    pub id: u32,
+    /// Log-probability under the untruncated distribution at the sampling temperature.
+    pub logprob: f32,
+    /// Entropy of that distribution.
+    pub entropy: f32,
+}
+
+/// Picks from one row `[V]`. `position` counts the answer's tokens.
+pub fn pick(logits_v: &[f32], spec: &SamplingSpec, stream: &Stream, position: u32) -> Picked {
+    let inv_temperature = spec.inv_temperature();
+    let id = if spec.temperature > 0.0 {
+        let truncated = spec.top_k > 0 || spec.top_p < 1.0 || spec.min_p > 0.0;
+        let uniform = f64::from(stream.uniform(position));
+        if truncated { draw_truncated(logits_v, spec, uniform) } else { draw(logits_v, spec, uniform) }
+    } else {
+        greedy(logits_v, &spec.banned)
+    };
+    let (logprob, entropy) = head::logprob_from_logits(logits_v, id, inv_temperature, &spec.banned);
+    Picked { id, logprob, entropy }
+}
+
+/// The largest logit that is not banned; the lowest id among equals.
+fn greedy(logits_v: &[f32], banned: &[u32]) -> u32 {
+    let mut best = (f32::NEG_INFINITY, None);
+    each_allowed(logits_v, banned, |id, logit| {
+        if logit > best.0 || best.1.is_none() {
+            best = (logit, Some(id));
+        }
+    });
+    best.1.unwrap_or(0)
+}
+
+/// Calls `visit` for runs of ids between the banned ones, in order.
+fn each_allowed(logits_v: &[f32], banned: &[u32], mut visit: impl FnMut(u32, f32)) {
+    let mut start = 0;
+    let ends = banned.iter().map(|id| *id as usize).filter(|id| *id < logits_v.len());
+    for end in ends.chain([logits_v.len()]) {
+        for (offset, logit) in logits_v[start.min(end)..end].iter().enumerate() {
+            visit((start + offset) as u32, *logit);
+        }
+        start = end + 1;
+    }
+}
+
+/// Inverse of the cumulative distribution, in id order.
+fn draw(logits_v: &[f32], spec: &SamplingSpec, uniform: f64) -> u32 {
+    let mut max = f32::NEG_INFINITY;
+    each_allowed(logits_v, &spec.banned, |_, logit| max = max.max(logit));
+    let inv_temperature = spec.inv_temperature();
+    // Sums of blocks of 64 ids first, then the one block that holds the answer.
+    const BLOCK: usize = 64;
+    let mut masses = vec![0f32; logits_v.len()];
+    for (mass, logit) in masses.iter_mut().zip(logits_v) {
+        *mass = math::exp((logit - max) * inv_temperature);
+    }
+    for id in spec.banned.iter() {
+        if let Some(mass) = masses.get_mut(*id as usize) {
+            *mass = 0.0;
+        }
+    }
+    let sums: Vec<f64> = masses.chunks(BLOCK).map(|block| block.iter().map(|mass| f64::from(*mass)).sum()).collect();
+    let mut left = uniform * sums.iter().sum::<f64>();
+    let mut last = 0;
+    for (index, (sum, block)) in sums.iter().zip(masses.chunks(BLOCK)).enumerate() {
+        if left >= *sum {
+            left -= sum;
+            continue;
+        }
+        for (offset, mass) in block.iter().enumerate().filter(|(_, mass)| **mass > 0.0) {
+            last = index * BLOCK + offset;
+            left -= f64::from(*mass);
+            if left < 0.0 {
+                return last as u32;
+            }
+        }
+    }
+    // Rounding can leave a crumb after the last block: the last id with any mass takes it.
+    masses.iter().rposition(|mass| *mass > 0.0).unwrap_or(last) as u32
+}
+
+/// The same over the tokens that top-k, top-p and min-p leave, most probable first.
+fn draw_truncated(logits_v: &[f32], spec: &SamplingSpec, uniform: f64) -> u32 {
+    let mut ranked: Vec<(f32, u32)> = Vec::with_capacity(logits_v.len());
+    each_allowed(logits_v, &spec.banned, |id, logit| ranked.push((logit, id)));
+    ranked.sort_unstable_by(|a, b| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1)));
+    let Some(&(max, first)) = ranked.first() else { return 0 };
+    if spec.top_k > 0 {
+        ranked.truncate(spec.top_k as usize);
+    }
+    let inv_temperature = spec.inv_temperature();
+    let masses: Vec<f64> =
+        ranked.iter().map(|(logit, _)| f64::from(math::exp((logit - max) * inv_temperature))).collect();
+    let total: f64 = masses.iter().sum();
+    let mut kept = 0;
+    let mut mass = 0.0;
+    while kept < masses.len()
+        && (kept == 0 || (mass < f64::from(spec.top_p) * total && masses[kept] >= f64::from(spec.min_p)))
+    {
+        mass += masses[kept];
+        kept += 1;
+    }
+    let mut left = uniform * mass;
+    for (mass, (_, id)) in masses[..kept].iter().zip(&ranked) {
+        left -= mass;
+        if left < 0.0 {
+            return *id;
+        }
+    }
+    ranked[..kept].last().map_or(first, |(_, id)| *id)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use foveate_kernels::rng::Purpose;
+
+    fn spec() -> SamplingSpec {
+        SamplingSpec {
+            temperature: 1.0,
+            top_p: 1.0,
+            top_k: 0,
+            min_p: 0.0,
+            max_new_tokens: 8,
+            end_ids: vec![],
+            banned: Arc::from([2u32, 99]),
+        }
+    }
+
+    fn counts(spec: &SamplingSpec, logits: &[f32], draws: u32) -> Vec<u32> {
+        let mut counts = vec![0; logits.len()];
+        for answer in 0..draws {
+            let stream = Stream::new(3, Purpose::Sampling, 0, 0, answer);
+            counts[pick(logits, spec, &stream, 0).id as usize] += 1;
+        }
+        counts
+    }
+
+    #[test]
+    fn frequencies_follow_the_probabilities_and_banned_ids_never_come() {
+        // Probabilities 1/7, 2/7, (banned), 4/7.
+        let logits = [0.0, 2f32.ln(), 9.0, 4f32.ln()];
+        let counts = counts(&spec(), &logits, 14_000);
+        assert_eq!(counts[2], 0);
+        for (id, want) in [(0, 2000.0), (1, 4000.0), (3, 8000.0)] {
+            assert!((f64::from(counts[id]) - want).abs() < 250.0, "{counts:?}");
+        }
+    }
+
+    #[test]
+    fn truncation_keeps_what_it_says() {
+        let logits = [0.0, 2f32.ln(), 9.0, 4f32.ln()];
+        let top_k = counts(&SamplingSpec { top_k: 2, ..spec() }, &logits, 500);
+        assert_eq!((top_k[0], top_k[2]), (0, 0));
+        let top_p = counts(&SamplingSpec { top_p: 0.5, ..spec() }, &logits, 500);
+        assert_eq!(top_p[3], 500);
+        let min_p = counts(&SamplingSpec { min_p: 0.4, ..spec() }, &logits, 500);
+        assert_eq!(min_p[0], 0);
+        assert!(min_p[1] > 0);
+    }
+
+    #[test]
+    fn greedy_takes_the_lowest_of_equals_and_the_logprob_ignores_truncation() {
+        let logits = [1.0, 3.0, 9.0, 3.0];
+        let stream = Stream::new(3, Purpose::Sampling, 0, 0, 0);
+        let picked = pick(&logits, &SamplingSpec { temperature: 0.0, ..spec() }, &stream, 0);
+        assert_eq!(picked.id, 1);
+        let total: f32 = [1f32, 3.0, 3.0].iter().map(|z| z.exp()).sum();
+        assert!((picked.logprob - (3.0 - total.ln())).abs() < 1e-5);
+    }
+
+    #[test]
+    fn hostile_logits_do_not_panic() {
+        for logits in [vec![f32::NAN; 5], vec![f32::NEG_INFINITY; 5], vec![f32::INFINITY; 5]] {
+            for spec in [spec(), SamplingSpec { top_k: 3, ..spec() }, SamplingSpec { temperature: 0.0, ..spec() }] {
+                let stream = Stream::new(3, Purpose::Sampling, 0, 0, 0);
+                assert!((pick(&logits, &spec, &stream, 0).id as usize) < 5);
+            }
+        }
+    }
+}

@@ -1,0 +1,627 @@
+//! The tape: a model family calls these ops forward; the tape remembers what ran on what and replays the pairs
+//! backwards. Knows ops and buffers; knows no architecture.
+//! Cost: one entry per op; values inside a block are freed when the block ends, unless they are needed backwards.
+
+use std::rc::Rc;
+
+use foveate_kernels::cpu::activation::Activation;
+use foveate_kernels::cpu::attention::{Heads, Rows};
+use foveate_kernels::cpu::rope::RopeTable;
+use foveate_kernels::cpu::{activation, attention, elementwise, embed, norm, pixel_shuffle, rope, sums};
+use foveate_kernels::element::bf16;
+use foveate_kernels::segment::{Queries, Segment};
+
+use crate::arena::{Arena, Buffer, Kind};
+use crate::cache::KeyValueStore;
+use crate::weights::{Gradients, LinearId, ParamId, Weights};
+
+/// A value on the tape.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Var(u32);
+
+/// Calls `$body` with `$x` bound to the typed slice of a buffer.
+macro_rules! typed {
+    ($buffer:expr, $x:ident => $body:expr) => {
+        match $buffer {
+            $crate::arena::Buffer::F32($x) => $body,
+            $crate::arena::Buffer::Bf16($x) => $body,
+        }
+    };
+}
+
+/// The same for two or three buffers of one element type.
+macro_rules! same_type {
+    (($a:expr, $x:ident), ($b:expr, $y:ident) => $body:expr) => {
+        match ($a, $b) {
+            ($crate::arena::Buffer::F32($x), $crate::arena::Buffer::F32($y)) => $body,
+            ($crate::arena::Buffer::Bf16($x), $crate::arena::Buffer::Bf16($y)) => $body,
+            _ => panic!("operands of one op must have one element type"),
+        }
+    };
+    (($a:expr, $x:ident), ($b:expr, $y:ident), ($c:expr, $z:ident) => $body:expr) => {
+        match ($a, $b, $c) {
+            ($crate::arena::Buffer::F32($x), $crate::arena::Buffer::F32($y), $crate::arena::Buffer::F32($z)) => $body,
+            ($crate::arena::Buffer::Bf16($x), $crate::arena::Buffer::Bf16($y), $crate::arena::Buffer::Bf16($z)) => {
+                $body
+            }
+            _ => panic!("operands of one op must have one element type"),
+        }
+    };
+}
+pub(crate) use {same_type, typed};
+
+/// Sizes of a pixel shuffle.
+#[derive(Clone, Copy, Debug)]
+pub struct Shuffle {
+    /// Number of images.
+    pub tiles: usize,
+    /// Rows of patches.
+    pub height: usize,
+    /// Columns of patches.
+    pub width: usize,
+    /// Width of a feature.
+    pub depth: usize,
+    /// Side of the square of patches that becomes one feature.
+    pub factor: usize,
+}
+
+/// Where attention finds keys and values.
+#[derive(Clone)]
+pub enum Attend {
+    /// In the packed rows themselves (training, scoring).
+    Packed(Rc<[Segment]>),
+    /// In a store that outlives the pass (prefill and decoding): the new rows are written there first.
+    Stored {
+        /// Keys and values of all layers.
+        store: Rc<KeyValueStore>,
+        /// Segments in coordinates of the store, lengths as they are after this pass.
+        segments: Rc<[Segment]>,
+        /// What is asked.
+        queries: Rc<[Queries]>,
+        /// Row of the store for each new row.
+        rows: Rc<[u32]>,
+    },
+}
+
+type BlockFn<'w> = Rc<dyn Fn(&mut Tape<'w>, Var) -> Var + 'w>;
+
+enum Op<'w> {
+    Embed { table: ParamId, ids: Rc<[u32]> },
+    Linear { x: Var, linear: LinearId, residual: Option<Var>, adapters: Vec<Buffer> },
+    RmsNorm { x: Var, weight: ParamId, rstd: Vec<f32> },
+    LayerNorm { x: Var, weight: ParamId, bias: ParamId, mean: Vec<f32>, rstd: Vec<f32> },
+    Rope { x: Var, width: usize, heads: usize, head_dim: usize, table: Rc<RopeTable> },
+    Attention { qkv: Var, heads: Heads, segments: Rc<[Segment]>, lse: Vec<f32> },
+    Activation { x: Var, kind: Activation },
+    Gated { x: Var, kind: Activation, width: usize },
+    AddTableRows { x: Var, table: ParamId, rows: Rc<[u32]> },
+    Place { text: Var, features: Var, rows: Rc<[u32]>, depth: usize },
+    PixelShuffle { x: Var, shuffle: Shuffle },
+    Gather { x: Var, rows: Rc<[u32]>, depth: usize },
+    Block { x: Var, run: BlockFn<'w> },
+}
+
+struct Node<'w> {
+    out: Var,
+    op: Op<'w>,
+}
+
+/// Records a forward pass and replays it backwards.
+pub struct Tape<'w> {
+    /// The parameters that ops read.
+    pub weights: &'w Weights,
+    arena: Arena,
+    values: Vec<Option<Buffer>>,
+    needs_gradient: Vec<bool>,
+    gradients: Vec<Option<Buffer>>,
+    nodes: Vec<Node<'w>>,
+    record: bool,
+    recompute: bool,
+    operand: Kind,
+}
+
+impl<'w> Tape<'w> {
+    /// An empty tape. `operand` is the type of matrix operands; `record` is off when nothing will be asked back;
+    /// `recompute` keeps only the inputs of blocks and runs them again when going back.
+    pub fn new(weights: &'w Weights, arena: Arena, operand: Kind, record: bool, recompute: bool) -> Self {
+        Self {
+            weights,
+            arena,
+            values: Vec::new(),
+            needs_gradient: Vec::new(),
+            gradients: Vec::new(),
+            nodes: Vec::new(),
+            record,
+            recompute,
+            operand,
+        }
+    }
+
+    /// Frees all values and gives the memory back.
+    pub fn into_arena(mut self) -> Arena {
+        for buffer in self.values.drain(..).chain(self.gradients.drain(..)).flatten() {
+            self.arena.give(buffer);
+        }
+        self.arena
+    }
+
+    /// The memory, for work between forward and backward.
+    pub fn arena(&mut self) -> &mut Arena {
+        &mut self.arena
+    }
+
+    /// Type of matrix operands.
+    pub fn operand(&self) -> Kind {
+        self.operand
+    }
+
+    /// The values of `var`.
+    pub fn value(&self, var: Var) -> &Buffer {
+        self.values[var.0 as usize].as_ref().expect("a value is read only while it lives")
+    }
+
+    fn push(&mut self, buffer: Buffer, needs_gradient: bool) -> Var {
+        self.values.push(Some(buffer));
+        self.needs_gradient.push(needs_gradient && self.record);
+        self.gradients.push(None);
+        Var(self.values.len() as u32 - 1)
+    }
+
+    fn remember(&mut self, out: Var, op: Op<'w>) {
+        if self.needs(out) {
+            self.nodes.push(Node { out, op });
+        }
+    }
+
+    fn needs(&self, var: Var) -> bool {
+        self.needs_gradient[var.0 as usize]
+    }
+
+    fn take_value(&mut self, var: Var) -> Buffer {
+        self.values[var.0 as usize].take().expect("a value is consumed once")
+    }
+
+    fn free(&mut self, var: Var) {
+        if let Some(buffer) = self.values[var.0 as usize].take() {
+            self.arena.give(buffer);
+        }
+    }
+
+    // ----- forward -----
+
+    /// A constant: pixels, or features made elsewhere.
+    pub fn constant(&mut self, buffer: Buffer) -> Var {
+        self.push(buffer, false)
+    }
+
+    /// Runs `run` as one block: what it makes inside is freed at its end, unless it is needed backwards.
+    pub fn block(&mut self, x: Var, run: impl Fn(&mut Tape<'w>, Var) -> Var + 'w) -> Var {
+        let first_value = self.values.len();
+        let first_node = self.nodes.len();
+        let redo = self.recompute && self.record;
+        if redo {
+            self.record = false;
+            let out = run(self, x);
+            self.record = true;
+            let buffer = self.take_value(out);
+            self.drop_since(first_value);
+            let out = self.push(buffer, true);
+            self.nodes.push(Node { out, op: Op::Block { x, run: Rc::new(run) } });
+            return out;
+        }
+        let out = run(self, x);
+        if self.nodes.len() == first_node {
+            // Nothing inside will be asked back.
+            let buffer = self.take_value(out);
+            self.drop_since(first_value);
+            return self.push(buffer, false);
+        }
+        out
+    }
+
+    fn drop_since(&mut self, first_value: usize) {
+        for buffer in self.values.drain(first_value..).flatten() {
+            self.arena.give(buffer);
+        }
+        self.needs_gradient.truncate(first_value);
+        self.gradients.truncate(first_value);
+    }
+
+    /// Rows of an embedding table: `[ids, D]` in f32.
+    pub fn embed(&mut self, table: ParamId, ids: Rc<[u32]>) -> Var {
+        let depth = *self.weights.infos()[table.0].shape.last().expect("a table has two axes");
+        let mut out = self.arena.take_f32(ids.len() * depth);
+        embed::embed(&ids, self.weights.tensor(table), depth, &mut out);
+        let out = self.push(Buffer::F32(out), self.weights.is_trainable(table));
+        self.remember(out, Op::Embed { table, ids });
+        out
+    }
+
+    /// `x·Wᵀ + b` as operand of the next op.
+    pub fn linear(&mut self, x: Var, linear: LinearId) -> Var {
+        self.linear_to(x, linear, None, self.operand)
+    }
+
+    /// `x·Wᵀ + b` in f32 (the start of a residual stream).
+    pub fn linear_f32(&mut self, x: Var, linear: LinearId) -> Var {
+        self.linear_to(x, linear, None, Kind::F32)
+    }
+
+    /// `residual + x·Wᵀ + b` in f32.
+    pub fn linear_add(&mut self, x: Var, linear: LinearId, residual: Var) -> Var {
+        self.linear_to(x, linear, Some(residual), Kind::F32)
+    }
+
+    fn linear_to(&mut self, x: Var, id: LinearId, residual: Option<Var>, kind: Kind) -> Var {
+        let linear = self.weights.linear(id);
+        let num_rows = self.value(x).len() / linear.k;
+        let mut out = self.arena.take(kind, num_rows * linear.n);
+        if let Some(residual) = residual {
+            elementwise::convert(self.value(residual).f32(), out.f32_mut());
+        }
+        let mut adapters = Vec::new();
+        crate::linear::forward(
+            self.weights,
+            id,
+            self.values[x.0 as usize].as_ref().expect("the input lives"),
+            residual.is_some(),
+            &mut out,
+            &mut self.arena,
+            &mut adapters,
+        );
+        let learns = self.weights.linear_is_trainable(id)
+            || self.weights.adapters(id).iter().any(|adapter| self.weights.linear_is_trainable(adapter.a));
+        let needs = self.needs(x) || residual.is_some_and(|r| self.needs(r)) || learns;
+        let out = self.push(out, needs);
+        if self.needs(out) {
+            self.nodes.push(Node { out, op: Op::Linear { x, linear: id, residual, adapters } });
+        } else {
+            for buffer in adapters {
+                self.arena.give(buffer);
+            }
+        }
+        out
+    }
+
+    /// Root-mean-square norm of an f32 stream, as operand.
+    pub fn rms_norm(&mut self, x: Var, weight: ParamId, eps: f32) -> Var {
+        let (kind, len) = (self.operand, self.value(x).len());
+        let depth = self.weights.tensor(weight).len();
+        let mut out = self.arena.take(kind, len);
+        let mut rstd = self.arena.take_f32(len / depth);
+        let (input, gain) = (self.value(x).f32(), self.weights.tensor(weight));
+        typed!(&mut out, y => norm::rms_norm(input, gain, eps, y, &mut rstd));
+        let out = self.push(out, self.needs(x) || self.weights.is_trainable(weight));
+        self.remember(out, Op::RmsNorm { x, weight, rstd });
+        out
+    }
+
+    /// Layer norm of an f32 stream, as operand.
+    pub fn layer_norm(&mut self, x: Var, weight: ParamId, bias: ParamId, eps: f32) -> Var {
+        let (kind, len) = (self.operand, self.value(x).len());
+        let num_rows = len / self.weights.tensor(weight).len();
+        let mut out = self.arena.take(kind, len);
+        let (mut mean, mut rstd) = (self.arena.take_f32(num_rows), self.arena.take_f32(num_rows));
+        let (gain, shift) = (self.weights.tensor(weight), self.weights.tensor(bias));
+        let input = self.value(x).f32();
+        typed!(&mut out, y => norm::layer_norm(input, gain, shift, eps, y, &mut mean, &mut rstd));
+        let out = self.push(out, self.needs(x) || self.weights.is_trainable(weight));
+        self.remember(out, Op::LayerNorm { x, weight, bias, mean, rstd });
+        out
+    }
+
+    /// Rotates the first `heads` heads of every row in place (queries and keys of a fused row); `x` is used up.
+    pub fn rope(&mut self, x: Var, width: usize, heads: usize, head_dim: usize, table: Rc<RopeTable>) -> Var {
+        let mut buffer = self.take_value(x);
+        typed!(&mut buffer, x => rope::rope(x, width, 0, heads, head_dim, &table, false));
+        let out = self.push(buffer, self.needs(x));
+        self.remember(out, Op::Rope { x, width, heads, head_dim, table });
+        out
+    }
+
+    /// Attention of a fused `[T, (Hq + 2 Hkv) d]` row tensor; `layer` names the store's layer while decoding.
+    pub fn attention(&mut self, qkv: Var, heads: Heads, attend: &Attend, layer: usize) -> Var {
+        let (query_width, key_width) = (heads.num_heads * heads.head_dim, heads.num_kv_heads * heads.head_dim);
+        let stride = query_width + 2 * key_width;
+        let num_rows = self.value(qkv).len() / stride;
+        let kind = self.value(qkv).kind();
+        let mut out = self.arena.take(kind, num_rows * query_width);
+        let mut lse = self.arena.take_f32(num_rows * heads.num_heads);
+        match attend {
+            Attend::Packed(segments) => {
+                let queries = Queries::whole(segments);
+                same_type!((self.value(qkv), x), (&mut out, y) => {
+                    let view = |offset| Rows { data: x, offset, stride };
+                    attention::attention(
+                        &heads, &queries, segments, view(0), view(query_width), view(query_width + key_width), y,
+                        &mut lse,
+                    );
+                });
+            }
+            Attend::Stored { store, segments, queries, rows } => {
+                store.attend(layer, &heads, self.value(qkv), rows, segments, queries, &mut out, &mut lse);
+            }
+        }
+        let out = self.push(out, self.needs(qkv));
+        if self.needs(out) {
+            let Attend::Packed(segments) = attend else { panic!("gradients are asked of packed rows only") };
+            self.nodes.push(Node { out, op: Op::Attention { qkv, heads, segments: segments.clone(), lse } });
+        } else {
+            self.arena.give_f32(lse);
+        }
+        out
+    }
+
+    /// A plain activation.
+    pub fn activation(&mut self, x: Var, kind: Activation) -> Var {
+        let mut out = self.arena.take(self.value(x).kind(), self.value(x).len());
+        same_type!((self.value(x), x), (&mut out, y) => activation::activation(kind, x, y));
+        let out = self.push(out, self.needs(x));
+        self.remember(out, Op::Activation { x, kind });
+        out
+    }
+
+    /// `act(gate) * up` of a fused `[T, 2F]` row tensor.
+    pub fn gated(&mut self, x: Var, kind: Activation, width: usize) -> Var {
+        let mut out = self.arena.take(self.value(x).kind(), self.value(x).len() / 2);
+        same_type!((self.value(x), x), (&mut out, y) => activation::gated(kind, x, width, y));
+        let out = self.push(out, self.needs(x));
+        self.remember(out, Op::Gated { x, kind, width });
+        out
+    }
+
+    /// Adds row `rows[i]` of a learned table to row `i`, in place; `x` is used up.
+    pub fn add_table_rows(&mut self, x: Var, table: ParamId, rows: Rc<[u32]>) -> Var {
+        let depth = *self.weights.infos()[table.0].shape.last().expect("a table has two axes");
+        let mut buffer = self.take_value(x);
+        sums::add_table_rows(&rows, self.weights.tensor(table), depth, buffer.f32_mut());
+        let out = self.push(buffer, self.needs(x) || self.weights.is_trainable(table));
+        self.remember(out, Op::AddTableRows { x, table, rows });
+        out
+    }
+
+    /// Puts image features in the place of their placeholders, in place; `text` is used up.
+    pub fn place(&mut self, text: Var, features: Var, rows: Rc<[u32]>, depth: usize) -> Var {
+        let mut buffer = self.take_value(text);
+        embed::place_rows(self.value(features).f32(), &rows, depth, buffer.f32_mut());
+        let out = self.push(buffer, self.needs(text) || self.needs(features));
+        self.remember(out, Op::Place { text, features, rows, depth });
+        out
+    }
+
+    /// Squares of neighbouring patches become one wide feature.
+    pub fn pixel_shuffle(&mut self, x: Var, shuffle: Shuffle) -> Var {
+        let mut out = self.arena.take(self.value(x).kind(), self.value(x).len());
+        let Shuffle { tiles, height, width, depth, factor } = shuffle;
+        same_type!((self.value(x), x), (&mut out, y) =>
+            pixel_shuffle::pixel_shuffle(x, tiles, height, width, depth, factor, y));
+        let out = self.push(out, self.needs(x));
+        self.remember(out, Op::PixelShuffle { x, shuffle });
+        out
+    }
+
+    /// Some rows of an f32 stream, repeats allowed.
+    pub fn gather(&mut self, x: Var, rows: Rc<[u32]>, depth: usize) -> Var {
+        let mut out = self.arena.take_f32(rows.len() * depth);
+        embed::gather_rows(self.value(x).f32(), &rows, depth, &mut out);
+        let out = self.push(Buffer::F32(out), self.needs(x));
+        self.remember(out, Op::Gather { x, rows, depth });
+        out
+    }
+
+    // ----- backward -----
+
+    /// Gives `var` its gradient, from outside the tape.
+    pub fn seed(&mut self, var: Var, gradient: Buffer) {
+        if self.needs(var) {
+            self.accumulate(var, gradient);
+        } else {
+            self.arena.give(gradient);
+        }
+    }
+
+    fn accumulate(&mut self, var: Var, gradient: Buffer) {
+        let slot = &mut self.gradients[var.0 as usize];
+        match slot {
+            None => *slot = Some(gradient),
+            Some(sum) => {
+                same_type!((sum, sum), (&gradient, more) => sums::add_elements(sum, more));
+                self.arena.give(gradient);
+            }
+        }
+    }
+
+    /// The gradient of an f32 stream, made zero if nothing has reached it yet, taken out to be added to.
+    fn stream_gradient(&mut self, var: Var) -> Buffer {
+        self.gradients[var.0 as usize].take().unwrap_or_else(|| {
+            let mut zero = self.arena.take_f32(self.values[var.0 as usize].as_ref().map_or(0, Buffer::len));
+            zero.fill(0.0);
+            Buffer::F32(zero)
+        })
+    }
+
+    /// Replays everything backwards; parameters add to `gradients`.
+    pub fn backward(&mut self, gradients: &mut Gradients) {
+        while let Some(Node { out, op }) = self.nodes.pop() {
+            let Some(d_out) = self.gradients[out.0 as usize].take() else {
+                self.free(out);
+                continue;
+            };
+            self.step_back(out, op, d_out, gradients);
+        }
+    }
+
+    fn grad_of<'g>(&self, gradients: &'g mut Gradients, id: ParamId) -> Option<&'g mut [f32]> {
+        let info = &self.weights.infos()[id.0];
+        self.weights.is_trainable(id).then(|| &mut gradients.flat[info.offset..info.offset + info.len])
+    }
+
+    fn step_back(&mut self, out: Var, op: Op<'w>, mut d_out: Buffer, gradients: &mut Gradients) {
+        match op {
+            Op::Block { x, run } => {
+                // Run it again, recording this time; the new entries are replayed next.
+                self.free(out);
+                self.recompute = false;
+                let again = run(self, x);
+                self.recompute = true;
+                self.gradients[again.0 as usize] = Some(d_out);
+                return;
+            }
+            Op::Embed { table, ids } => {
+                let depth = d_out.len() / ids.len().max(1);
+                if let Some(d_table) = self.grad_of(gradients, table) {
+                    embed::embed_backward(&ids, d_out.f32(), depth, d_table);
+                }
+                self.arena.give(d_out);
+            }
+            Op::Linear { x, linear, residual, adapters } => {
+                let needs_x = self.needs(x);
+                let x_value = self.values[x.0 as usize].take().expect("inputs of recorded ops live");
+                let d_x = crate::linear::backward(
+                    self.weights,
+                    linear,
+                    &x_value,
+                    &d_out,
+                    self.operand,
+                    needs_x,
+                    adapters,
+                    &mut self.arena,
+                    gradients,
+                );
+                self.values[x.0 as usize] = Some(x_value);
+                if let Some(d_x) = d_x {
+                    self.accumulate(x, d_x);
+                }
+                match residual {
+                    Some(residual) if self.needs(residual) => self.accumulate(residual, d_out),
+                    _ => self.arena.give(d_out),
+                }
+            }
+            Op::RmsNorm { x, weight, rstd } => {
+                let mut d_x = self.stream_gradient(x);
+                let input = self.values[x.0 as usize].as_ref().expect("inputs of recorded ops live");
+                let d_weight = self.grad_of(gradients, weight);
+                typed!(&d_out, dy => norm::rms_norm_backward(
+                    dy, input.f32(), self.weights.tensor(weight), &rstd, d_x.f32_mut(), d_weight));
+                self.arena.give_f32(rstd);
+                self.arena.give(d_out);
+                self.keep_or_give(x, d_x);
+            }
+            Op::LayerNorm { x, weight, bias, mean, rstd } => {
+                let mut d_x = self.stream_gradient(x);
+                let input = self.values[x.0 as usize].as_ref().expect("inputs of recorded ops live");
+                let (mut d_weight, mut d_bias) = (None, None);
+                let infos = self.weights.infos();
+                if self.weights.is_trainable(weight) {
+                    // Weight and bias of one norm lie one after the other; borrow both at once.
+                    let (low, high) = (infos[weight.0].offset, infos[bias.0].offset);
+                    assert!(low < high, "a norm's bias is declared after its weight");
+                    let (head, tail) = gradients.flat.split_at_mut(high);
+                    d_weight = Some(&mut head[low..low + infos[weight.0].len]);
+                    d_bias = Some(&mut tail[..infos[bias.0].len]);
+                }
+                typed!(&d_out, dy => norm::layer_norm_backward(
+                    dy, input.f32(), self.weights.tensor(weight), &mean, &rstd, d_x.f32_mut(), d_weight, d_bias));
+                self.arena.give_f32(mean);
+                self.arena.give_f32(rstd);
+                self.arena.give(d_out);
+                self.keep_or_give(x, d_x);
+            }
+            Op::Rope { x, width, heads, head_dim, table } => {
+                typed!(&mut d_out, dx => rope::rope(dx, width, 0, heads, head_dim, &table, true));
+                self.accumulate(x, d_out);
+            }
+            Op::Attention { qkv, heads, segments, lse } => {
+                let qkv_value = self.values[qkv.0 as usize].take().expect("inputs of recorded ops live");
+                let mut d_qkv = self.arena.take(qkv_value.kind(), qkv_value.len());
+                let out_value = self.value(out);
+                match (&qkv_value, out_value, &d_out, &mut d_qkv) {
+                    (Buffer::F32(x), Buffer::F32(y), Buffer::F32(dy), Buffer::F32(dx)) => {
+                        attention::attention_backward(&heads, &segments, x, y, &lse, dy, dx);
+                    }
+                    (Buffer::Bf16(x), Buffer::Bf16(y), Buffer::Bf16(dy), Buffer::Bf16(dx)) => {
+                        attention::attention_backward(&heads, &segments, x, y, &lse, dy, dx);
+                    }
+                    _ => panic!("operands of one op must have one element type"),
+                }
+                self.values[qkv.0 as usize] = Some(qkv_value);
+                self.arena.give_f32(lse);
+                self.arena.give(d_out);
+                self.accumulate(qkv, d_qkv);
+            }
+            Op::Activation { x, kind } => {
+                let mut d_x = self.arena.take(d_out.kind(), self.value(x).len());
+                same_type!((&d_out, dy), (self.value(x), x), (&mut d_x, dx) =>
+                    activation::activation_backward(kind, dy, x, dx));
+                self.arena.give(d_out);
+                self.accumulate(x, d_x);
+            }
+            Op::Gated { x, kind, width } => {
+                let mut d_x = self.arena.take(d_out.kind(), self.value(x).len());
+                same_type!((&d_out, dy), (self.value(x), x), (&mut d_x, dx) =>
+                    activation::gated_backward(kind, dy, x, width, dx));
+                self.arena.give(d_out);
+                self.accumulate(x, d_x);
+            }
+            Op::AddTableRows { x, table, rows } => {
+                let depth = d_out.len() / rows.len().max(1);
+                if let Some(d_table) = self.grad_of(gradients, table) {
+                    embed::embed_backward(&rows, d_out.f32(), depth, d_table);
+                }
+                self.pass_on(x, d_out);
+            }
+            Op::Place { text, features, rows, depth } => {
+                let mut d_features = self.arena.take_f32(rows.len() * depth);
+                embed::place_rows_backward(d_out.f32_mut(), &rows, depth, &mut d_features);
+                self.pass_on(features, Buffer::F32(d_features));
+                self.pass_on(text, d_out);
+            }
+            Op::PixelShuffle { x, shuffle } => {
+                let mut d_x = self.arena.take(d_out.kind(), d_out.len());
+                let Shuffle { tiles, height, width, depth, factor } = shuffle;
+                same_type!((&d_out, dy), (&mut d_x, dx) =>
+                    pixel_shuffle::pixel_shuffle_backward(dy, tiles, height, width, depth, factor, dx));
+                self.arena.give(d_out);
+                self.accumulate(x, d_x);
+            }
+            Op::Gather { x, rows, depth } => {
+                let mut d_x = self.stream_gradient(x);
+                embed::scatter_rows_add(d_out.f32(), &rows, depth, d_x.f32_mut());
+                self.arena.give(d_out);
+                self.keep_or_give(x, d_x);
+            }
+        }
+        self.free(out);
+    }
+
+    fn pass_on(&mut self, var: Var, gradient: Buffer) {
+        if self.needs(var) {
+            self.accumulate(var, gradient);
+        } else {
+            self.arena.give(gradient);
+        }
+    }
+
+    fn keep_or_give(&mut self, var: Var, gradient: Buffer) {
+        if self.needs(var) {
+            self.gradients[var.0 as usize] = Some(gradient);
+        } else {
+            self.arena.give(gradient);
+        }
+    }
+
+    /// Rounds or copies a buffer into the operand type.
+    pub fn to_operand(&mut self, x: &[f32]) -> Buffer {
+        let mut out = self.arena.take(self.operand, x.len());
+        typed!(&mut out, y => elementwise::convert(x, y));
+        out
+    }
+}
+
+/// Views a bf16 buffer; used where an op has separate code for the two types.
+pub(crate) fn bf16_of(buffer: &Buffer) -> &[bf16] {
+    match buffer {
+        Buffer::Bf16(values) => values,
+        Buffer::F32(_) => panic!("an op received f32 where its contract says bf16"),
+    }
+}

@@ -1,0 +1,465 @@
+//! All parameters of a model in one flat f32 buffer, the matrices that products read, and their packed bf16 copies.
+//! Knows names and shapes; knows no architecture.
+//! Cost: 4 bytes a parameter, and in bf16 mode 2 more for each packed copy (forward, backward).
+
+use std::sync::OnceLock;
+
+use foveate_kernels::cpu::matmul::PackedMatrix;
+use foveate_kernels::rng::{Purpose, Stream};
+use rayon::prelude::*;
+
+/// Which third of a vision-language model a parameter belongs to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Part {
+    /// The image tower.
+    Vision,
+    /// What maps image features into the decoder's width.
+    Connector,
+    /// The decoder, its embedding and head.
+    Language,
+}
+
+/// Which parts learn.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Trainable {
+    /// Train the image tower. Off saves time and memory, and is right when the tower already sees what is asked.
+    pub vision: bool,
+    /// Train the connector.
+    pub connector: bool,
+    /// Train the decoder.
+    pub language: bool,
+}
+
+impl Trainable {
+    /// Everything learns.
+    pub const ALL: Trainable = Trainable { vision: true, connector: true, language: true };
+    /// Nothing learns.
+    pub const NONE: Trainable = Trainable { vision: false, connector: false, language: false };
+
+    /// Whether parameters of `part` learn.
+    pub fn includes(&self, part: Part) -> bool {
+        match part {
+            Part::Vision => self.vision,
+            Part::Connector => self.connector,
+            Part::Language => self.language,
+        }
+    }
+}
+
+/// One named tensor.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ParamInfo {
+    /// Name in the checkpoint.
+    pub name: String,
+    /// Shape in the checkpoint.
+    pub shape: Vec<usize>,
+    /// First element in the flat buffer.
+    pub offset: usize,
+    /// Number of elements.
+    pub len: usize,
+    /// Part of the model.
+    pub part: Part,
+    /// Whether weight decay applies (matrices and embeddings, not norms and biases).
+    pub decay: bool,
+    /// How a fresh model is filled.
+    pub fill: Fill,
+}
+
+/// How a fresh parameter is filled.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Fill {
+    /// Normal with this standard deviation.
+    Normal(f32),
+    /// A constant.
+    Constant(f32),
+}
+
+/// Index of a parameter.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct ParamId(pub usize);
+
+/// Index of a matrix: one or several weights with the same input, stacked by rows, used in one product.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct LinearId(pub usize);
+
+/// A matrix `[n, k]` inside the flat buffer.
+#[derive(Clone, Debug)]
+pub struct Linear {
+    /// First element in the flat buffer.
+    pub offset: usize,
+    /// Output width.
+    pub n: usize,
+    /// Input width.
+    pub k: usize,
+    /// First element of the stacked biases, `n` of them.
+    pub bias: Option<usize>,
+    /// Parameters that it is made of.
+    pub params: Vec<ParamId>,
+    /// Parameters of the bias.
+    pub bias_params: Vec<ParamId>,
+}
+
+/// A low-rank adapter beside some rows of a matrix: `y[:, column..column + n] += scale * (x·Aᵀ)·Bᵀ`.
+///
+/// LoRA, Hu et al. 2021, section 4.1; `scale = alpha / rank`, or `alpha / sqrt(rank)` for rsLoRA (Kalajdzievski 2023).
+#[derive(Clone, Copy, Debug)]
+pub struct Adapter {
+    /// `[rank, k]`.
+    pub a: LinearId,
+    /// `[n, rank]`.
+    pub b: LinearId,
+    /// First output column.
+    pub column: usize,
+    /// Number of output columns.
+    pub n: usize,
+    /// Rank.
+    pub rank: usize,
+    /// Factor.
+    pub scale: f32,
+}
+
+/// Parameters accumulate their gradients here, at the same offsets as in the flat buffer.
+#[derive(Clone, Debug, Default)]
+pub struct Gradients {
+    /// One value a parameter; zero where nothing learns.
+    pub flat: Vec<f32>,
+}
+
+impl Gradients {
+    /// Back to zero, keeping the memory.
+    pub fn clear(&mut self) {
+        self.flat.par_chunks_mut(1 << 16).for_each(|chunk| chunk.fill(0.0));
+    }
+}
+
+/// Declares parameters in the order in which they lie in memory.
+#[derive(Default)]
+pub struct Layout {
+    infos: Vec<ParamInfo>,
+    linears: Vec<Linear>,
+    adapters: Vec<(LinearId, Adapter)>,
+    len: usize,
+}
+
+/// Rows of the flat buffer begin at multiples of a cache line.
+const ALIGN: usize = 16;
+
+impl Layout {
+    fn push(&mut self, name: &str, shape: &[usize], part: Part, decay: bool, fill: Fill) -> ParamId {
+        let len = shape.iter().product();
+        self.infos.push(ParamInfo {
+            name: name.to_string(),
+            shape: shape.to_vec(),
+            offset: self.len,
+            len,
+            part,
+            decay,
+            fill,
+        });
+        self.len += len;
+        ParamId(self.infos.len() - 1)
+    }
+
+    fn align(&mut self) {
+        self.len = self.len.next_multiple_of(ALIGN);
+    }
+
+    /// A vector (norm weight, bias that stands alone) or an embedding table.
+    pub fn tensor(&mut self, name: &str, shape: &[usize], part: Part, decay: bool, fill: Fill) -> ParamId {
+        self.align();
+        self.push(name, shape, part, decay, fill)
+    }
+
+    /// A matrix of stacked weights `(name, rows)` over `k` inputs; `.weight` and `.bias` are appended to the names.
+    pub fn linear(&mut self, names: &[(String, usize)], k: usize, bias: bool, part: Part, std: f32) -> LinearId {
+        let shapes: Vec<_> = names.iter().map(|(name, rows)| (name.clone(), vec![*rows, k])).collect();
+        self.linear_shaped(&shapes, k, bias, part, std)
+    }
+
+    /// Like [`Layout::linear`], with the shapes as the checkpoint has them (a convolution's weight is a matrix too).
+    pub fn linear_shaped(
+        &mut self,
+        names: &[(String, Vec<usize>)],
+        k: usize,
+        bias: bool,
+        part: Part,
+        std: f32,
+    ) -> LinearId {
+        self.align();
+        let offset = self.len;
+        let params: Vec<_> = names
+            .iter()
+            .map(|(name, shape)| self.push(&format!("{name}.weight"), shape, part, true, Fill::Normal(std)))
+            .collect();
+        let n = (self.len - offset) / k;
+        self.align();
+        let bias_offset = self.len;
+        let bias_params: Vec<_> = if bias {
+            names
+                .iter()
+                .map(|(name, shape)| self.push(&format!("{name}.bias"), &shape[..1], part, false, Fill::Constant(0.0)))
+                .collect()
+        } else {
+            Vec::new()
+        };
+        self.linears.push(Linear { offset, n, k, bias: bias.then_some(bias_offset), params, bias_params });
+        LinearId(self.linears.len() - 1)
+    }
+
+    /// The matrix view of a table that already exists (a head tied to the embedding).
+    pub fn linear_from(&mut self, table: ParamId) -> LinearId {
+        let info = &self.infos[table.0];
+        let (n, k) = (info.shape[0], info.len / info.shape[0]);
+        self.linears.push(Linear {
+            offset: info.offset,
+            n,
+            k,
+            bias: None,
+            params: vec![table],
+            bias_params: Vec::new(),
+        });
+        LinearId(self.linears.len() - 1)
+    }
+
+    /// Names of the weights that a matrix is stacked from, with their first row and number of rows.
+    pub fn stacked(&self, id: LinearId) -> Vec<(String, usize, usize)> {
+        let linear = &self.linears[id.0];
+        let mut column = 0;
+        linear
+            .params
+            .iter()
+            .map(|param| {
+                let info = &self.infos[param.0];
+                let first = column;
+                column += info.len / linear.k;
+                (info.name.clone(), first, column - first)
+            })
+            .collect()
+    }
+
+    /// All matrices declared so far, and the part that each belongs to.
+    pub fn matrices(&self) -> Vec<(LinearId, Part)> {
+        let part = |linear: &Linear| self.infos[linear.params[0].0].part;
+        self.linears.iter().enumerate().map(|(index, linear)| (LinearId(index), part(linear))).collect()
+    }
+
+    /// Puts an adapter beside the weight `name` (without `.weight`) of a matrix; A starts random, B zero, so that
+    /// nothing changes at first.
+    pub fn adapter(&mut self, id: LinearId, name: &str, column: usize, n: usize, rank: usize, scale: f32) {
+        let linear = &self.linears[id.0];
+        let (k, part) = (linear.k, self.infos[linear.params[0].0].part);
+        // Kaiming-uniform with a = sqrt(5) has this standard deviation; PEFT draws A so.
+        let std = (1.0 / (3.0 * k as f32)).sqrt();
+        let a = self.linear(&[(format!("{name}.lora_A"), rank)], k, false, part, std);
+        let b = self.linear(&[(format!("{name}.lora_B"), n)], rank, false, part, 0.0);
+        self.adapters.push((id, Adapter { a, b, column, n, rank, scale }));
+    }
+
+    /// Allocates the parameters, all zero.
+    pub fn build(mut self) -> Weights {
+        self.align();
+        let packed = self.linears.iter().map(|_| Packed::default()).collect();
+        let mut owners = vec![Vec::new(); self.infos.len()];
+        for (index, linear) in self.linears.iter().enumerate() {
+            for param in &linear.params {
+                owners[param.0].push(index);
+            }
+        }
+        let mut adapters = vec![Vec::new(); self.linears.len()];
+        for (id, adapter) in self.adapters {
+            adapters[id.0].push(adapter);
+        }
+        Weights {
+            adapters,
+            adapters_on: true,
+            trainable: vec![true; self.infos.len()],
+            infos: self.infos,
+            linears: self.linears,
+            master: vec![0.0; self.len],
+            packed,
+            owners,
+        }
+    }
+}
+
+/// The bf16 copies of one matrix, made when first needed after a change.
+#[derive(Default)]
+struct Packed {
+    forward: OnceLock<PackedMatrix>,
+    backward: OnceLock<PackedMatrix>,
+}
+
+/// The parameters of a model.
+pub struct Weights {
+    infos: Vec<ParamInfo>,
+    linears: Vec<Linear>,
+    master: Vec<f32>,
+    trainable: Vec<bool>,
+    packed: Vec<Packed>,
+    owners: Vec<Vec<usize>>,
+    adapters: Vec<Vec<Adapter>>,
+    adapters_on: bool,
+}
+
+impl Weights {
+    /// Names, shapes and places, in memory order.
+    pub fn infos(&self) -> &[ParamInfo] {
+        &self.infos
+    }
+
+    /// The flat buffer.
+    pub fn master(&self) -> &[f32] {
+        &self.master
+    }
+
+    /// The flat buffer, to be changed; all packed copies are made anew afterwards.
+    pub fn master_mut(&mut self) -> &mut [f32] {
+        for index in 0..self.packed.len() {
+            self.forget_packed(index);
+        }
+        &mut self.master
+    }
+
+    /// One parameter.
+    pub fn tensor(&self, id: ParamId) -> &[f32] {
+        let info = &self.infos[id.0];
+        &self.master[info.offset..info.offset + info.len]
+    }
+
+    /// One parameter, to be changed.
+    pub fn tensor_mut(&mut self, id: ParamId) -> &mut [f32] {
+        for position in 0..self.owners[id.0].len() {
+            self.forget_packed(self.owners[id.0][position]);
+        }
+        let info = &self.infos[id.0];
+        &mut self.master[info.offset..info.offset + info.len]
+    }
+
+    fn forget_packed(&mut self, index: usize) {
+        // Fresh cells; the old buffers are freed rather than reused, a packing pass touches every byte anyway.
+        self.packed[index] = Packed::default();
+    }
+
+    /// A matrix.
+    pub fn linear(&self, id: LinearId) -> &Linear {
+        &self.linears[id.0]
+    }
+
+    /// The matrix's values, row-major `[n, k]`.
+    pub fn matrix(&self, id: LinearId) -> &[f32] {
+        let linear = &self.linears[id.0];
+        &self.master[linear.offset..linear.offset + linear.n * linear.k]
+    }
+
+    /// The stacked bias.
+    pub fn bias(&self, id: LinearId) -> Option<&[f32]> {
+        let linear = &self.linears[id.0];
+        linear.bias.map(|offset| &self.master[offset..offset + linear.n])
+    }
+
+    /// Operand of `x·Wᵀ`.
+    pub fn packed_forward(&self, id: LinearId) -> &PackedMatrix {
+        self.packed[id.0].forward.get_or_init(|| {
+            let linear = &self.linears[id.0];
+            let mut packed = PackedMatrix::new(linear.k, linear.n);
+            packed.pack_transposed(self.matrix(id));
+            packed
+        })
+    }
+
+    /// Operand of `dy·W`.
+    pub fn packed_backward(&self, id: LinearId) -> &PackedMatrix {
+        self.packed[id.0].backward.get_or_init(|| {
+            let linear = &self.linears[id.0];
+            let mut packed = PackedMatrix::new(linear.n, linear.k);
+            packed.pack(self.matrix(id));
+            packed
+        })
+    }
+
+    /// Chooses which parts learn.
+    pub fn set_trainable(&mut self, trainable: Trainable) {
+        // With adapters in place they alone learn.
+        let adapted = self.adapters.iter().any(|adapters| !adapters.is_empty());
+        for (flag, info) in self.trainable.iter_mut().zip(&self.infos) {
+            *flag = trainable.includes(info.part) && (!adapted || info.name.contains(".lora_"));
+        }
+    }
+
+    /// Whether a parameter learns.
+    pub fn is_trainable(&self, id: ParamId) -> bool {
+        self.trainable[id.0]
+    }
+
+    /// Whether any weight of a matrix itself learns.
+    pub fn linear_is_trainable(&self, id: LinearId) -> bool {
+        let linear = &self.linears[id.0];
+        linear.params.iter().chain(&linear.bias_params).any(|param| self.trainable[param.0])
+    }
+
+    /// The adapters beside a matrix; none while they are switched off.
+    pub fn adapters(&self, id: LinearId) -> &[Adapter] {
+        if self.adapters_on { &self.adapters[id.0] } else { &[] }
+    }
+
+    /// Switches all adapters on or off (off: the model underneath, which is the natural reference policy).
+    pub fn set_adapters_on(&mut self, on: bool) {
+        self.adapters_on = on;
+    }
+
+    /// Adds every adapter into its matrix and sets it back to zero: same function, no extra products.
+    pub fn merge_adapters(&mut self) {
+        for index in 0..self.linears.len() {
+            for adapter in self.adapters[index].clone() {
+                let (k, rank) = (self.linears[index].k, adapter.rank);
+                let a = self.matrix(adapter.a).to_vec();
+                let b = self.matrix(adapter.b).to_vec();
+                let first = self.linears[index].offset + adapter.column * k;
+                let rows = &mut self.master[first..first + adapter.n * k];
+                rows.par_chunks_mut(k).zip(b.par_chunks(rank)).for_each(|(row, b)| {
+                    for (b, a) in b.iter().zip(a.chunks(k)) {
+                        row.iter_mut().zip(a).for_each(|(w, a)| *w += adapter.scale * b * a);
+                    }
+                });
+                let zeroed = &self.linears[adapter.b.0];
+                self.master[zeroed.offset..zeroed.offset + zeroed.n * zeroed.k].fill(0.0);
+            }
+        }
+        for packed in &mut self.packed {
+            *packed = Packed::default();
+        }
+    }
+
+    /// Fills every parameter anew; the values depend on the seed and the parameter's place alone.
+    pub fn fill_fresh(&mut self, seed: u64) {
+        for packed in &mut self.packed {
+            *packed = Packed::default();
+        }
+        for (index, info) in self.infos.iter().enumerate() {
+            let values = &mut self.master[info.offset..info.offset + info.len];
+            match info.fill {
+                Fill::Constant(value) => values.fill(value),
+                Fill::Normal(std) => {
+                    let stream = Stream::new(seed, Purpose::Initialisation, index as u32, 0, 0);
+                    values.par_iter_mut().enumerate().for_each(|(i, value)| *value = std * stream.normal(i as u32));
+                }
+            }
+        }
+    }
+
+    /// A frozen copy: same numbers, nothing learns.
+    pub fn frozen_copy(&self) -> Weights {
+        Weights {
+            infos: self.infos.clone(),
+            linears: self.linears.clone(),
+            master: self.master.clone(),
+            trainable: vec![false; self.infos.len()],
+            packed: self.linears.iter().map(|_| Packed::default()).collect(),
+            owners: self.owners.clone(),
+            adapters: self.adapters.clone(),
+            adapters_on: self.adapters_on,
+        }
+    }
+}

@@ -1,0 +1,136 @@
+//! The same tiny random checkpoints in `transformers` and here: log-probabilities, entropy, gradients, greedy answers
+//! and ten AdamW steps. Fixtures by tools/make_fixtures.py.
+
+mod support;
+
+use std::sync::Arc;
+
+use foveate_kernels::cpu::adamw;
+use foveate_model::{Derivatives, Policy, Precision, SampleJob, SamplingSpec};
+use support::{MODELS, Parity, fixtures, floats, gap, ids, pack};
+
+fn policy(name: &str) -> Policy {
+    Policy::load(&fixtures().join("models").join(name), Precision::F32).unwrap()
+}
+
+#[test]
+fn logprobs_and_entropy_agree() {
+    for name in MODELS {
+        let parity = Parity::open(name);
+        let mut policy = policy(name);
+        for conversation in parity.conversations() {
+            let prompt = parity.prompt(&conversation);
+            let batch = pack(&[(&prompt, vec![parity.completion(&conversation)])], true);
+            let output = policy.score(&batch).unwrap();
+            let entry = &parity.json["conversations"][&conversation];
+            let (logprob, entropy) = (floats(&entry["logprobs"]), floats(&entry["entropy"]));
+            let worst = output.logprob.iter().zip(&logprob).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+            assert!(worst < 1e-4, "{name} {conversation}: log-probabilities differ by {worst}");
+            let worst = output.entropy.iter().zip(&entropy).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+            assert!(worst < 1e-4, "{name} {conversation}: entropy differs by {worst}");
+        }
+    }
+}
+
+#[test]
+fn greedy_answers_agree() {
+    for name in MODELS {
+        let parity = Parity::open(name);
+        let mut policy = policy(name);
+        let spec = SamplingSpec {
+            temperature: 0.0,
+            top_p: 1.0,
+            top_k: 0,
+            min_p: 0.0,
+            max_new_tokens: 20,
+            end_ids: vec![parity.json["tokens"]["end"].as_u64().unwrap() as u32],
+            banned: Arc::from([]),
+        };
+        let conversations = parity.conversations();
+        let prompts: Vec<_> = conversations.iter().map(|c| parity.prompt(c)).collect();
+        let jobs: Vec<_> = prompts
+            .iter()
+            .map(|prompt| SampleJob { prompt, num_answers: 1, seed: 0, step: 0, question: 0, first_answer: 0 })
+            .collect();
+        let answers = policy.sample(&jobs, &spec, &mut |_| {}).unwrap();
+        for (conversation, answer) in conversations.iter().zip(answers) {
+            let want = ids(&parity.json["conversations"][conversation]["greedy_ids"]);
+            assert_eq!(answer[0].ids, want, "{name} {conversation}");
+        }
+    }
+}
+
+#[test]
+fn gradients_of_every_tensor_agree() {
+    for name in MODELS {
+        let parity = Parity::open(name);
+        let mut policy = policy(name);
+        let conversation = parity.json["gradient"]["of"].as_str().unwrap().to_string();
+        let prompt = parity.prompt(&conversation);
+        let batch = pack(&[(&prompt, vec![parity.completion(&conversation)])], true);
+        for recompute in [false, true] {
+            policy.set_recompute(recompute);
+            let mut gradients = policy.new_gradients();
+            let weight = -1.0 / batch.target.len() as f32;
+            policy
+                .accumulate_gradients(&batch, &mut gradients, &mut |output| Derivatives {
+                    by_logprob: vec![weight; output.logprob.len()],
+                    by_entropy: vec![0.0; output.logprob.len()],
+                })
+                .unwrap();
+            let norm = parity.json["gradient"]["norm"].as_f64().unwrap();
+            let ours = adamw::sum_of_squares(&gradients.flat).sqrt();
+            assert!((ours - norm).abs() < 1e-3 * norm, "{name}: gradient norm {ours}, expected {norm}");
+            for info in policy.parameters() {
+                let want = parity.f32(&format!("gradient.{}", info.name));
+                let ours = &gradients.flat[info.offset..info.offset + info.len];
+                let scale = want.iter().fold(1e-4f32, |m, v| m.max(v.abs()));
+                let worst = ours.iter().zip(&want).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+                assert!(worst < 1e-3 * scale, "{name} {}: differs by {worst}, largest is {scale}", info.name);
+            }
+        }
+    }
+}
+
+#[test]
+fn ten_training_steps_agree() {
+    for name in MODELS {
+        let parity = Parity::open(name);
+        let mut policy = policy(name);
+        let conversations = parity.conversations();
+        let prompts: Vec<_> = conversations.iter().map(|c| parity.prompt(c)).collect();
+        let groups: Vec<_> =
+            conversations.iter().zip(&prompts).map(|(c, prompt)| (prompt, vec![parity.completion(c)])).collect();
+        let batch = pack(&groups, true);
+        let settings = &parity.json["adamw"];
+        let number = |key: &str| settings[key].as_f64().unwrap() as f32;
+        let (mut m, mut v) = (vec![0.0; policy.master().len()], vec![0.0; policy.master().len()]);
+        let losses = floats(&settings["losses"]);
+        let weight = -1.0 / batch.target.len() as f32;
+        for (step, want) in losses.iter().enumerate() {
+            let mut gradients = policy.new_gradients();
+            let output = policy
+                .accumulate_gradients(&batch, &mut gradients, &mut |output| Derivatives {
+                    by_logprob: vec![weight; output.logprob.len()],
+                    by_entropy: vec![0.0; output.logprob.len()],
+                })
+                .unwrap();
+            let loss = output.logprob.iter().map(|l| l * weight).sum::<f32>();
+            assert!((loss - want).abs() < 5e-3, "{name}, step {step}: loss {loss}, expected {want}");
+            adamw::adamw_step(
+                policy.master_mut(),
+                &gradients.flat,
+                &mut m,
+                &mut v,
+                number("lr"),
+                0.9,
+                0.999,
+                number("eps"),
+                number("weight_decay"),
+                step as u64 + 1,
+                1.0,
+            );
+        }
+        assert!(gap(&[losses[0]], &[losses[10]]) > 0.1, "{name}: the fixture's loss should fall");
+    }
+}

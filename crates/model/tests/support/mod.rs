@@ -1,0 +1,112 @@
+//! What the model tests share: reading fixtures, and packing prompts and answers by hand.
+#![allow(dead_code)]
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use foveate_model::{PromptInput, Segment, Tile, TokenBatch};
+use safetensors::SafeTensors;
+use serde_json::Value;
+
+pub const MODELS: [&str; 4] = ["smolvlm", "smolvlm_nosplit", "smolvlm_v5", "idefics3"];
+
+pub fn fixtures() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../fixtures")
+}
+
+pub struct Parity {
+    pub json: Value,
+    bytes: Vec<u8>,
+}
+
+impl Parity {
+    pub fn open(name: &str) -> Self {
+        let dir = fixtures().join("parity");
+        let text = std::fs::read_to_string(dir.join(format!("{name}.json"))).unwrap();
+        Self {
+            json: serde_json::from_str(&text).unwrap(),
+            bytes: std::fs::read(dir.join(format!("{name}.safetensors"))).unwrap(),
+        }
+    }
+
+    pub fn f32(&self, name: &str) -> Vec<f32> {
+        let file = SafeTensors::deserialize(&self.bytes).unwrap();
+        let view = file.tensor(name).unwrap();
+        view.data().chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect()
+    }
+
+    pub fn names(&self) -> Vec<String> {
+        let file = SafeTensors::deserialize(&self.bytes).unwrap();
+        file.names().into_iter().map(|name| name.to_string()).collect()
+    }
+
+    pub fn conversations(&self) -> Vec<String> {
+        self.json["conversations"].as_object().unwrap().keys().cloned().collect()
+    }
+
+    pub fn prompt(&self, conversation: &str) -> PromptInput {
+        let file = SafeTensors::deserialize(&self.bytes).unwrap();
+        let entry = &self.json["conversations"][conversation];
+        let mut tiles = Vec::new();
+        if let Ok(levels) = file.tensor(&format!("{conversation}.levels")) {
+            let table = self.f32("pixel_table");
+            let (height, width) = (levels.shape()[2], levels.shape()[3]);
+            for tile in levels.data().chunks_exact(3 * height * width) {
+                let pixels =
+                    tile.iter().enumerate().map(|(i, v)| table[i / (height * width) * 256 + *v as usize]).collect();
+                tiles.push(Arc::new(Tile { height: height as u32, width: width as u32, pixels }));
+            }
+        }
+        PromptInput { ids: ids(&entry["prompt_ids"]), tiles, placements: ids(&entry["placements"]) }
+    }
+
+    pub fn completion(&self, conversation: &str) -> Vec<u32> {
+        ids(&self.json["conversations"][conversation]["completion_ids"])
+    }
+}
+
+pub fn ids(value: &Value) -> Vec<u32> {
+    value.as_array().unwrap().iter().map(|v| v.as_u64().unwrap() as u32).collect()
+}
+
+pub fn floats(value: &Value) -> Vec<f32> {
+    value.as_array().unwrap().iter().map(|v| v.as_f64().unwrap() as f32).collect()
+}
+
+/// Groups of (prompt, answers) packed with or without a shared prefix. Rows of an answer leave out its last token.
+pub fn pack(groups: &[(&PromptInput, Vec<Vec<u32>>)], share: bool) -> TokenBatch {
+    let mut batch = TokenBatch { banned: Arc::from([]), ..TokenBatch::default() };
+    for (prompt, answers) in groups {
+        let mut parent = None;
+        for (index, answer) in answers.iter().enumerate() {
+            if index == 0 || !share {
+                let start = batch.ids.len() as u32;
+                parent = Some(batch.segments.len() as u32);
+                batch.segments.push(Segment { start, len: prompt.ids.len() as u32, parent: None });
+                batch.ids.extend(&prompt.ids);
+                batch.positions.extend(0..prompt.ids.len() as u32);
+                batch.placements.extend(prompt.placements.iter().map(|row| row + start));
+                batch.tiles.extend(prompt.tiles.iter().cloned());
+            }
+            let parent_segment = batch.segments[parent.unwrap() as usize];
+            let start = batch.ids.len() as u32;
+            let num_rows = answer.len() as u32 - 1;
+            batch.segments.push(Segment { start, len: num_rows, parent });
+            batch.ids.extend(&answer[..answer.len() - 1]);
+            batch.positions.extend((0..num_rows).map(|i| parent_segment.len + i));
+            let first = batch.target.len() as u32;
+            batch.source.push(parent_segment.start + parent_segment.len - 1);
+            batch.source.extend(start..start + num_rows);
+            batch.target.extend(answer);
+            batch.sequences.push(first..batch.target.len() as u32);
+        }
+    }
+    batch.inv_temperature = vec![1.0; batch.target.len()];
+    batch
+}
+
+/// Largest difference, relative to `1 + |b|`.
+pub fn gap(a: &[f32], b: &[f32]) -> f32 {
+    assert_eq!(a.len(), b.len());
+    a.iter().zip(b).map(|(a, b)| (a - b).abs() / (1.0 + b.abs())).fold(0.0, f32::max)
+}
