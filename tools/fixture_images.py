@@ -26,6 +26,11 @@ RESIZES = [
     ((61, 47), (1, 1)),
     ((61, 47), (61, 20)),
     ((61, 47), (20, 47)),
+    # From 13.0 on Pillow resamples vertically first where the height loses more than twice what the width does.
+    ((61, 47), (20, 60)),
+    ((91, 37), (64, 26)),
+    ((40, 31), (20, 21)),
+    ((40, 31), (19, 21)),
 ]
 FILTERS = {
     "lanczos": Image.Resampling.LANCZOS,

@@ -3,6 +3,9 @@
 //! A room imports only rooms before it; a test holds that.
 #![forbid(unsafe_code)]
 
+/// Turns a conversation into token ids, pixels and the tokens that count as its answer.
+pub mod prompt;
+
 /// Scores answers: verifiers, format checks and shaping terms.
 pub mod reward;
 

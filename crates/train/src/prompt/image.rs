@@ -1,0 +1,179 @@
+//! Decodes PNG, JPEG and WebP to upright 8-bit RGB, as transformers' processors see a picture.
+//! Knows alpha, EXIF and bit depths; knows nothing of models. Cost: one decode per call; nothing is cached.
+//!
+//! Alpha is blended onto white with Pillow's integers (transformers 5.23; 4.x dropped alpha). Of 16-bit channels the
+//! high byte counts: Pillow does so for colour, while it clips 16-bit grey to white, which nobody wants.
+
+use std::io::Cursor;
+use std::sync::Arc;
+
+use foveate_tasks::row::{Drawing, ImageData};
+use image::metadata::Orientation;
+use image::{DynamicImage, ImageDecoder, ImageReader, Limits};
+
+use super::error::PromptError;
+
+/// Most pixels of one picture (about 300 MB while decoding); larger files are refused before they are decoded.
+pub const MAX_PIXELS: u64 = 100_000_000;
+/// Most bytes of an encoded file.
+const MAX_FILE_BYTES: u64 = 1 << 28;
+
+/// Upright RGB pixels of a picture, wherever it is kept.
+pub fn load(image: &ImageData) -> Result<Arc<Drawing>, PromptError> {
+    match image {
+        ImageData::Drawn(drawing) => {
+            let bytes = drawing.width as u64 * drawing.height as u64 * 3;
+            if bytes == 0 || bytes != drawing.rgb.len() as u64 {
+                let problem = format!("{drawing:?} holds {} bytes", drawing.rgb.len());
+                return Err(PromptError::Image { name: "drawn in memory".into(), problem });
+            }
+            Ok(drawing.clone())
+        }
+        ImageData::Encoded(bytes) => decode(bytes, "in memory").map(Arc::new),
+        ImageData::Path(path) => {
+            let name = path.display().to_string();
+            let fail = |problem: String| PromptError::Image { name: name.clone(), problem };
+            let metadata = std::fs::metadata(path).map_err(|error| fail(error.to_string()))?;
+            if !metadata.is_file() {
+                return Err(fail("is not a file".into()));
+            }
+            if metadata.len() > MAX_FILE_BYTES {
+                return Err(fail(format!("has {} bytes, more than {MAX_FILE_BYTES}", metadata.len())));
+            }
+            let bytes = std::fs::read(path).map_err(|error| fail(error.to_string()))?;
+            decode(&bytes, &name).map(Arc::new)
+        }
+    }
+}
+
+/// Decodes an encoded file; `name` is for messages only.
+pub fn decode(bytes: &[u8], name: &str) -> Result<Drawing, PromptError> {
+    let fail = |problem: String| PromptError::Image { name: name.to_string(), problem };
+    if bytes.is_empty() {
+        return Err(fail("is empty".into()));
+    }
+    let reader = ImageReader::new(Cursor::new(bytes)).with_guessed_format().map_err(|error| fail(error.to_string()))?;
+    if reader.format().is_none() {
+        return Err(fail("is neither PNG, JPEG nor WebP".into()));
+    }
+    let mut decoder = reader.into_decoder().map_err(|error| fail(error.to_string()))?;
+    let (width, height) = decoder.dimensions();
+    if width == 0 || height == 0 {
+        return Err(fail(format!("has {width} x {height} pixels")));
+    }
+    if width as u64 * height as u64 > MAX_PIXELS {
+        return Err(PromptError::ImageTooLarge { name: name.to_string(), width, height, limit: MAX_PIXELS });
+    }
+    let mut limits = Limits::default();
+    limits.max_alloc = Some(MAX_PIXELS * 16);
+    decoder.set_limits(limits).map_err(|error| fail(error.to_string()))?;
+    // Damaged metadata is no reason to refuse a picture that decodes.
+    let orientation = decoder.orientation().unwrap_or(Orientation::NoTransforms);
+    let mut image = DynamicImage::from_decoder(decoder).map_err(|error| fail(error.to_string()))?;
+    image.apply_orientation(orientation);
+    let (width, height) = (image.width(), image.height());
+    Ok(Drawing { width, height, rgb: to_rgb(image) })
+}
+
+fn to_rgb(image: DynamicImage) -> Vec<u8> {
+    match image {
+        DynamicImage::ImageRgb8(rgb) => rgb.into_raw(),
+        DynamicImage::ImageLuma8(grey) => grey.as_raw().iter().flat_map(|&level| [level; 3]).collect(),
+        DynamicImage::ImageLumaA8(grey) => {
+            grey.as_raw().chunks_exact(2).flat_map(|pixel| [on_white(pixel[0], pixel[1]); 3]).collect()
+        }
+        DynamicImage::ImageRgba8(rgba) => blend(rgba.as_raw()),
+        DynamicImage::ImageLuma16(grey) => grey.as_raw().iter().flat_map(|&level| [high(level); 3]).collect(),
+        DynamicImage::ImageLumaA16(grey) => {
+            grey.as_raw().chunks_exact(2).flat_map(|pixel| [on_white(high(pixel[0]), high(pixel[1])); 3]).collect()
+        }
+        DynamicImage::ImageRgb16(rgb) => rgb.as_raw().iter().map(|&level| high(level)).collect(),
+        DynamicImage::ImageRgba16(rgba) => blend(&rgba.as_raw().iter().map(|&level| high(level)).collect::<Vec<_>>()),
+        // Float formats are not among the three decoders.
+        other => other.into_rgb8().into_raw(),
+    }
+}
+
+fn high(level: u16) -> u8 {
+    (level >> 8) as u8
+}
+
+fn blend(rgba: &[u8]) -> Vec<u8> {
+    rgba.chunks_exact(4).flat_map(|pixel| [0, 1, 2].map(|channel| on_white(pixel[channel], pixel[3]))).collect()
+}
+
+/// Pillow's `alpha_composite` over opaque white: 7 extra bits, then a division by 255 by shifts.
+fn on_white(level: u8, alpha: u8) -> u8 {
+    let sum = 128 * (level as u32 * alpha as u32 + 255 * (255 - alpha as u32)) + (0x80 << 7);
+    ((((sum >> 8) + sum) >> 8) >> 7) as u8
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use safetensors::SafeTensors;
+
+    fn fixtures() -> std::path::PathBuf {
+        concat!(env!("CARGO_MANIFEST_DIR"), "/../../fixtures/decode").into()
+    }
+
+    #[test]
+    fn equal_to_python() {
+        let bytes = std::fs::read(fixtures().join("decoded.safetensors")).unwrap();
+        let tensors = SafeTensors::deserialize(&bytes).unwrap();
+        for name in tensors.names() {
+            let want = tensors.tensor(name).unwrap();
+            let got = load(&ImageData::Path(fixtures().join(name))).unwrap();
+            assert_eq!([got.height as usize, got.width as usize, 3], want.shape(), "{name}");
+            // JPEG decoders may differ by a few levels; everything else is exact.
+            let tolerance = if name.ends_with(".jpg") { 3 } else { 0 };
+            let worst = got.rgb.iter().zip(want.data()).map(|(a, b)| a.abs_diff(*b)).max().unwrap();
+            assert!(worst <= tolerance, "{name}: off by {worst}");
+        }
+        assert!(tensors.len() > 20);
+    }
+
+    #[test]
+    fn hostile_files_are_errors() {
+        let png = std::fs::read(fixtures().join("rgb.png")).unwrap();
+        for bytes in [&b""[..], b"hello", b"\x89PNG\r\n\x1a\n", &png[..png.len() / 2], &png[..40]] {
+            assert!(decode(bytes, "x").is_err(), "{} bytes", bytes.len());
+        }
+        // Every single damaged byte: an error or a picture, never a panic.
+        for name in ["rgb.png", "turned_3.jpg", "alpha.webp"] {
+            let good = std::fs::read(fixtures().join(name)).unwrap();
+            for index in 0..good.len() {
+                let mut bad = good.clone();
+                bad[index] ^= 0xa5;
+                let _ = decode(&bad, name);
+            }
+        }
+        assert!(load(&ImageData::Path("/nowhere/at all.png".into())).is_err());
+        assert!(load(&ImageData::Path(fixtures())).is_err());
+        let lie = Drawing { width: 4, height: 4, rgb: vec![0; 5] };
+        assert!(load(&ImageData::Drawn(Arc::new(lie))).is_err());
+    }
+
+    #[test]
+    fn a_bomb_is_refused_before_it_is_decoded() {
+        // An IHDR that claims 60000 x 60000 pixels.
+        let mut png = std::fs::read(fixtures().join("rgb.png")).unwrap();
+        png[16..20].copy_from_slice(&60000u32.to_be_bytes());
+        png[20..24].copy_from_slice(&60000u32.to_be_bytes());
+        let checksum = crc32(&png[12..29]);
+        png[29..33].copy_from_slice(&checksum.to_be_bytes());
+        let error = decode(&png, "bomb.png").unwrap_err();
+        assert!(matches!(error, PromptError::ImageTooLarge { width: 60000, .. }), "{error}");
+    }
+
+    fn crc32(bytes: &[u8]) -> u32 {
+        let mut crc = !0u32;
+        for &byte in bytes {
+            crc ^= byte as u32;
+            for _ in 0..8 {
+                crc = (crc >> 1) ^ (0xedb8_8320 & (crc & 1).wrapping_neg());
+            }
+        }
+        !crc
+    }
+}

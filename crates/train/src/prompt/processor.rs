@@ -1,0 +1,231 @@
+//! Image processors, one file per family, and what they share: reading settings and normalising.
+//! Knows preprocessor_config.json and processor_config.json; knows nothing of templates. Cost: one table lookup a value.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use foveate_model::batch::Tile;
+use foveate_tasks::row::Drawing;
+use serde_json::Value as Json;
+
+use super::error::PromptError;
+use super::files;
+use super::idefics3::{self, Idefics3Processor};
+use super::resize::Filter;
+
+/// What turns pictures into tiles and placeholders. A family adds a file and a variant.
+#[derive(Clone, Debug, PartialEq)]
+pub enum ImageProcessor {
+    /// SmolVLM, SmolVLM2, Idefics3.
+    Idefics3(Idefics3Processor),
+}
+
+/// One picture as the model and the prompt see it.
+#[derive(Clone, Debug)]
+pub struct ProcessedImage {
+    /// What the vision tower reads.
+    pub tiles: Vec<Arc<Tile>>,
+    /// What takes the place of the template's placeholder.
+    pub text: String,
+    /// Image features, hence image tokens in `text`.
+    pub num_features: usize,
+}
+
+impl ImageProcessor {
+    /// The processor of a checkpoint folder. `config` is its `config.json`.
+    pub fn load(dir: &Path, config: &Json) -> Result<ImageProcessor, PromptError> {
+        let settings = Settings::load(dir)?;
+        let kind = settings.get("image_processor_type").and_then(Json::as_str).unwrap_or_default();
+        let kind = kind.trim_end_matches("Fast").trim_end_matches("Pil");
+        let model_type = config.get("model_type").and_then(Json::as_str).unwrap_or_default();
+        match (kind, model_type) {
+            ("Idefics3ImageProcessor" | "SmolVLMImageProcessor", _) | ("", "idefics3" | "smolvlm") => {
+                Ok(ImageProcessor::Idefics3(Idefics3Processor::new(&settings, config)?))
+            }
+            _ => Err(settings.problem(format!(
+                "image processor {kind:?} of model type {model_type:?} is unknown; known are SmolVLM's and Idefics3's"
+            ))),
+        }
+    }
+
+    /// Cuts, normalises and spells out one picture.
+    pub fn process(&self, image: &Drawing) -> ProcessedImage {
+        match self {
+            ImageProcessor::Idefics3(processor) => {
+                let cut = processor.tiles(image);
+                ProcessedImage {
+                    num_features: cut.tiles.len() * processor.features_per_tile(),
+                    text: processor.placeholder_text(cut.rows, cut.columns),
+                    tiles: cut.tiles.into_iter().map(Arc::new).collect(),
+                }
+            }
+        }
+    }
+
+    /// Image features of a picture of this size, without looking at its pixels.
+    pub fn num_features(&self, height: u32, width: u32) -> usize {
+        match self {
+            ImageProcessor::Idefics3(processor) => {
+                let (rows, columns) = processor.grid(height, width);
+                (rows * columns + 1) as usize * processor.features_per_tile()
+            }
+        }
+    }
+
+    /// What the template prints for one picture.
+    pub fn template_token(&self) -> &'static str {
+        match self {
+            ImageProcessor::Idefics3(_) => idefics3::IMAGE_TOKEN,
+        }
+    }
+
+    /// Whether this token only ever comes from the processor.
+    pub fn is_marker(&self, token: &str) -> bool {
+        match self {
+            ImageProcessor::Idefics3(_) => idefics3::is_marker(token),
+        }
+    }
+}
+
+/// Raw settings of an image processor, wherever the checkpoint keeps them.
+#[derive(Debug)]
+pub struct Settings {
+    values: Json,
+    path: PathBuf,
+    /// Placeholders per tile as `processor_config.json` states them.
+    pub image_seq_len: Option<usize>,
+}
+
+impl Settings {
+    /// transformers 5 keeps the image settings inside `processor_config.json`, older versions in a file of their own.
+    pub fn load(dir: &Path) -> Result<Settings, PromptError> {
+        let own = dir.join("preprocessor_config.json");
+        let shared = dir.join("processor_config.json");
+        let processor = files::read_json_if_present(&shared)?;
+        let stated = processor.as_ref().and_then(|config| config.get("image_seq_len"));
+        let image_seq_len = match stated {
+            None | Some(Json::Null) => None,
+            Some(value) => Some(value.as_u64().ok_or_else(|| PromptError::Settings {
+                path: shared.clone(),
+                problem: format!("image_seq_len is {value}, not a number of tokens"),
+            })? as usize),
+        };
+        let inner = processor.and_then(|mut config| config.get_mut("image_processor").map(Json::take));
+        if let Some(values) = inner.filter(Json::is_object) {
+            return Ok(Settings { values, path: shared, image_seq_len });
+        }
+        Ok(Settings { values: files::read_json(&own)?, path: own, image_seq_len })
+    }
+
+    /// A setting, unless it is absent or null.
+    pub fn get(&self, key: &str) -> Option<&Json> {
+        self.values.get(key).filter(|value| !value.is_null())
+    }
+
+    /// A yes-or-no setting.
+    pub fn flag(&self, key: &str, default: bool) -> Result<bool, PromptError> {
+        match self.get(key) {
+            None => Ok(default),
+            Some(value) => {
+                value.as_bool().ok_or_else(|| self.problem(format!("{key} is {value}, neither true nor false")))
+            }
+        }
+    }
+
+    /// The resampling filter, by Pillow's number.
+    pub fn filter(&self, default: Filter) -> Result<Filter, PromptError> {
+        match self.get("resample").map(|value| (value.as_u64(), value)) {
+            None => Ok(default),
+            Some((Some(1), _)) => Ok(Filter::Lanczos),
+            Some((Some(2), _)) => Ok(Filter::Bilinear),
+            Some((Some(3), _)) => Ok(Filter::Bicubic),
+            Some((_, value)) => {
+                Err(self.problem(format!("resample is {value}; known are 1 (Lanczos), 2 (bilinear), 3 (bicubic)")))
+            }
+        }
+    }
+
+    /// Rescaling and normalising, as one table. Defaults are those of the Python classes: mean and deviation 1/2.
+    pub fn normalizer(&self) -> Result<Normalizer, PromptError> {
+        let factor = match self.get("rescale_factor") {
+            _ if !self.flag("do_rescale", true)? => None,
+            None => Some(1.0 / 255.0),
+            Some(value) => Some(self.number("rescale_factor", value)?),
+        };
+        let (mean, deviation) = match self.flag("do_normalize", true)? {
+            true => (self.channels("image_mean")?, self.channels("image_std")?),
+            false => ([0.0; 3], [1.0; 3]),
+        };
+        if deviation.contains(&0.0) {
+            return Err(self.problem("image_std holds a zero".into()));
+        }
+        Ok(Normalizer::new(factor, mean, deviation))
+    }
+
+    /// An error about one of these settings.
+    pub fn problem(&self, problem: String) -> PromptError {
+        PromptError::Settings { path: self.path.clone(), problem }
+    }
+
+    fn number(&self, key: &str, value: &Json) -> Result<f64, PromptError> {
+        let number = value.as_f64().filter(|number| number.is_finite());
+        number.ok_or_else(|| self.problem(format!("{key} is {value}, not a number")))
+    }
+
+    fn channels(&self, key: &str) -> Result<[f64; 3], PromptError> {
+        match self.get(key) {
+            None => Ok([0.5; 3]),
+            Some(Json::Array(list)) if list.len() == 3 => {
+                let mut values = [0.0; 3];
+                for (value, json) in values.iter_mut().zip(list) {
+                    *value = self.number(key, json)?;
+                }
+                Ok(values)
+            }
+            Some(Json::Array(list)) => {
+                Err(self.problem(format!("{key} has {} values, pictures have 3 channels", list.len())))
+            }
+            Some(value) => Ok([self.number(key, value)?; 3]),
+        }
+    }
+}
+
+/// The model's value of each 8-bit level, per channel.
+#[derive(Clone, PartialEq)]
+pub struct Normalizer {
+    table: Box<[[f32; 256]; 3]>,
+}
+
+impl std::fmt::Debug for Normalizer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let range = self.table.each_ref().map(|channel| (channel[0], channel[255]));
+        write!(f, "Normalizer({range:?})")
+    }
+}
+
+impl Normalizer {
+    /// Rounds where Python rounds: to f32 after rescaling, and after each of minus and divide.
+    fn new(factor: Option<f64>, mean: [f64; 3], deviation: [f64; 3]) -> Normalizer {
+        let mut table = Box::new([[0.0f32; 256]; 3]);
+        for (channel, values) in table.iter_mut().enumerate() {
+            for (level, value) in values.iter_mut().enumerate() {
+                let rescaled = factor.map_or(level as f64, |factor| level as f64 * factor) as f32;
+                *value = (rescaled - mean[channel] as f32) / deviation[channel] as f32;
+            }
+        }
+        Normalizer { table }
+    }
+
+    /// A rectangle of a picture as a tile, channel by channel.
+    pub fn tile(&self, image: &Drawing, top: u32, left: u32, height: u32, width: u32) -> Tile {
+        let mut pixels = Vec::with_capacity(3 * (height * width) as usize);
+        for (channel, table) in self.table.iter().enumerate() {
+            for row in top..top + height {
+                let start = (row as usize * image.width as usize + left as usize) * 3;
+                let line = &image.rgb[start..][..width as usize * 3];
+                pixels.extend(line.chunks_exact(3).map(|pixel| table[pixel[channel] as usize]));
+            }
+        }
+        Tile { height, width, pixels }
+    }
+}
