@@ -2,6 +2,8 @@
 //! Knows kernels; knows nothing of rewards, rules or files other than checkpoints.
 #![forbid(unsafe_code)]
 
+/// Low-rank adapters.
+pub mod adapters;
 /// Buffers of activations, reused from step to step.
 pub mod arena;
 /// The narrow waist between text and tensors.
@@ -28,6 +30,7 @@ pub mod tape;
 /// Parameters.
 pub mod weights;
 
+pub use adapters::AdapterSpec;
 pub use batch::{Derivatives, FinishReason, HeadOutput, PromptInput, Sampled, Segment, Tile, TokenBatch};
 pub use decode::SampleJob;
 pub use error::ModelError;

@@ -53,7 +53,7 @@ pub enum Family {
 
 impl Family {
     /// Chooses the family by `model_type` and declares its tensors.
-    fn declare(layout: &mut Layout, path: &Path, json: &Value) -> Result<Self, ModelError> {
+    pub(crate) fn declare(layout: &mut Layout, path: &Path, json: &Value) -> Result<Self, ModelError> {
         let root = Keys::root(path, json);
         match root.word("model_type").unwrap_or("") {
             "smolvlm" | "idefics3" => Ok(Family::SmolVlm(SmolVlm::declare(layout, &root)?)),
@@ -148,6 +148,11 @@ impl Policy {
             recompute: false,
             config: json.clone(),
         })
+    }
+
+    /// The same settings around other tensors.
+    pub(crate) fn replace(self, family: Family, weights: Weights) -> Policy {
+        Policy { family, weights, ..self }
     }
 
     /// Writes `model.safetensors` into `dir`.
