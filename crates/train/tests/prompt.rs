@@ -244,3 +244,26 @@ fn a_template_that_drops_pictures_is_found_out() {
     let error = blind.prompt(&Conversation::question(&[picture("scene.png")], "q")).unwrap_err();
     assert!(matches!(error, PromptError::PlaceholderMismatch { need: 1, have: 0 }), "{error}");
 }
+
+proptest::proptest! {
+    #![proptest_config(proptest::test_runner::Config::with_cases(200))]
+
+    /// Any text either renders and comes back unchanged, or is refused for a control token.
+    #[test]
+    fn any_text_is_rendered_or_refused(text in "(\\PC|[\\s<>|_/]|<image>|<\\|im_end\\|>|<row_1_col_1>|\u{0}){0,40}") {
+        thread_local!(static PROMPTER: Prompter = prompter("smolvlm"));
+        PROMPTER.with(|prompter| {
+            let asked = prompter.prompt(&Conversation::question(&[], text.clone()));
+            let answered = prompter.completion(&Conversation::question(&[], "q"), &text);
+            match (asked, answered) {
+                (Ok(prompt), Ok(ids)) => {
+                    assert!(prompt.placements.is_empty());
+                    assert_eq!(prompter.decode(&ids, true), format!(" {text}"));
+                    assert!(prompter.decode(&prompt.ids, false).contains(&text));
+                }
+                (Err(PromptError::ControlToken { .. }), Err(PromptError::ControlToken { .. })) => {}
+                other => panic!("{text:?}: {other:?}"),
+            }
+        });
+    }
+}
