@@ -1,5 +1,5 @@
 //! Times the operations at the shapes that matter: `cargo run --release -p foveate-kernels --example time_ops [WHAT]`.
-//! Prints the best of a few repetitions; says nothing about correctness. Cost: a few seconds.
+//! Prints the best of a few repetitions, in processor time per thread; says nothing about correctness. Cost: a few seconds.
 
 use foveate_kernels::cpu::activation::{Activation, activation, activation_backward, gated, gated_backward};
 use foveate_kernels::cpu::adamw::{adamw_step, all_finite, sum_of_squares};
@@ -9,7 +9,6 @@ use foveate_kernels::cpu::rope::{RopeTable, rope};
 use foveate_kernels::element::{Element, bf16};
 use foveate_kernels::rng::{Purpose, Stream};
 use foveate_kernels::segment::{Queries, Segment};
-use std::time::Instant;
 
 fn main() {
     let what = std::env::args().nth(1).unwrap_or_default();
@@ -27,16 +26,27 @@ fn main() {
     }
 }
 
-/// Best time of `count` calls, in milliseconds; runs inside the pool, as the program does.
+/// Least processor time of `count` calls over all threads, in milliseconds per thread of the pool: what the wall clock
+/// would show on a machine that does nothing else.
 fn best(count: usize, mut job: impl FnMut() + Send) -> f64 {
+    let threads = rayon::current_num_threads() as f64;
     rayon::scope(|_| {
         let time = |_| {
-            let start = Instant::now();
+            let start = processor_secs();
             job();
-            start.elapsed().as_secs_f64() * 1e3
+            (processor_secs() - start) * 1e3 / threads
         };
         (0..count).map(time).fold(f64::INFINITY, f64::min)
     })
+}
+
+/// Processor time of this process so far.
+fn processor_secs() -> f64 {
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: the pointer is valid for the call.
+    let status = unsafe { libc::clock_gettime(libc::CLOCK_PROCESS_CPUTIME_ID, &mut time) };
+    assert_eq!(status, 0, "every Unix has this clock");
+    time.tv_sec as f64 + time.tv_nsec as f64 * 1e-9
 }
 
 fn values<E: Element>(count: usize) -> Vec<E> {

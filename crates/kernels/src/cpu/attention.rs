@@ -6,8 +6,14 @@
 //! Cost: no `tokens x tokens` matrix; the forward pass touches each key block once per 256 lanes (query rows times
 //! query heads per key/value head), the backward pass recomputes the probabilities from the stored log-sum-exp.
 
+#[cfg(target_arch = "x86_64")]
+mod amx;
 mod backward;
+#[cfg(target_arch = "x86_64")]
+mod backward_amx;
 mod forward;
+#[cfg(target_arch = "x86_64")]
+mod forward_amx;
 mod lanes;
 mod plan;
 

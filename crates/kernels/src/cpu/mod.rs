@@ -18,3 +18,4 @@ pub mod rope;
 mod scratch;
 mod shared;
 pub mod sums;
+mod vector;

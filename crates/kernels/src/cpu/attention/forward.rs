@@ -1,18 +1,21 @@
 //! The forward pass: tasks of up to 256 lanes, each visiting its ancestors and its own segments block by block.
+//! Knows the order of visits; the arithmetic is a [`Unit`]'s.
 //! Cost: each block of keys and values is loaded once per task and used by all its tiles.
 
-use super::lanes::{self, Lanes, Softmax};
+use super::lanes::{self, Lanes, Softmax, Visible};
 use super::plan::{self, Plan, Task};
 use super::{BLOCK, Heads, LANES, Rows};
+use crate::cpu::scratch::with_scratch;
 use crate::cpu::shared::SharedMut;
 use crate::element::Element;
 use crate::parallel::for_chunks;
 use crate::segment::{Queries, Segment};
+use std::marker::PhantomData;
 
 /// Attention of `queries` over `segments`.
 ///
 /// `q` rows `[.., num_heads * d]` are numbered like `out`; `k` and `v` rows `[.., num_kv_heads * d]` by the coordinates
-/// of the segments. `out` `[rows, num_heads * d]` and `lse` `[rows, num_heads]` are written at the query rows.
+/// of the segments. `out` `[rows, num_heads * d]` and `lse` `[rows, num_heads]` are written at the query rows only.
 pub fn attention<E: Element>(
     heads: &Heads,
     queries: &[Queries],
@@ -30,9 +33,35 @@ pub fn attention<E: Element>(
     let call = Call { heads, segments, q, k, v, out: SharedMut::new(out), lse: SharedMut::new(lse) };
     for_chunks(plan.tasks.len(), 1, |range| {
         for task in &plan.tasks[range] {
-            call.run(&plan, task);
+            let tiles = (task.num_rows * heads.group()).div_ceil(LANES);
+            let d = heads.head_dim;
+            #[cfg(target_arch = "x86_64")]
+            if super::amx::available::<E>() {
+                use super::forward_amx::AmxUnit;
+                with_scratch(AmxUnit::scratch_len(tiles, d), |scratch: &mut [f32]| {
+                    call.run(&plan, task, tiles, &mut AmxUnit::new(tiles, d, scratch));
+                });
+                continue;
+            }
+            with_scratch(LanesUnit::<E>::scratch_len(tiles, d), |scratch: &mut [f32]| {
+                call.run(&plan, task, tiles, &mut LanesUnit::new(tiles, d, scratch));
+            });
         }
     });
+}
+
+/// What a task needs of the arithmetic. Lanes are numbered through the task's tiles.
+pub(super) trait Unit<E> {
+    /// Takes the query of one lane.
+    fn load_query(&mut self, lane: usize, q: &[E]);
+    /// All queries are loaded.
+    fn start(&mut self) {}
+    /// Takes `count` keys and values; the slices begin at the first one's, rows are `strides` apart.
+    fn load_block(&mut self, k: &[E], v: &[E], strides: [usize; 2], count: usize);
+    /// Advances the running softmax and the sums of one tile by the loaded block.
+    fn step(&mut self, tile: usize, visible: &Visible, scale2: f32);
+    /// Writes a lane's answer and returns its log-sum-exp.
+    fn finish(&self, lane: usize, out: &mut [E]) -> f32;
 }
 
 struct Call<'a, E> {
@@ -45,53 +74,38 @@ struct Call<'a, E> {
     lse: SharedMut<'a, f32>,
 }
 
-/// Everything a task keeps while it visits blocks.
-struct Work {
-    /// Queries, `[tile][dim]`.
-    q: Vec<Lanes>,
-    /// Sums of values, `[tile][dim]`.
-    out: Vec<Lanes>,
-    softmax: Vec<Softmax>,
-    keys: Vec<f32>,
-    values: Vec<f32>,
-    scores: Box<[Lanes; BLOCK]>,
-}
-
 impl<E: Element> Call<'_, E> {
-    fn run(&self, plan: &Plan, task: &Task) {
-        let (d, group) = (self.heads.head_dim, self.heads.group());
-        let num_lanes = task.num_rows * group;
-        let tiles = num_lanes.div_ceil(LANES);
-        let mut work = Work {
-            q: vec![[0.0; LANES]; tiles * d],
-            out: vec![[0.0; LANES]; tiles * d],
-            softmax: vec![Softmax::EMPTY; tiles],
-            keys: vec![0.0; BLOCK * d],
-            values: vec![0.0; BLOCK * d],
-            scores: Box::new([[0.0; LANES]; BLOCK]),
-        };
-        self.load_queries(task, &mut work);
+    fn run(&self, plan: &Plan, task: &Task, tiles: usize, unit: &mut impl Unit<E>) {
+        let Heads { num_heads, head_dim: d, .. } = *self.heads;
+        let group = self.heads.group();
+        self.for_lanes(task, |lane, row, head| unit.load_query(lane, self.q.at(row, head * d, d)));
+        unit.start();
         // How many rows of the segment under visit each lane sees.
         let mut limits = vec![[0u32; LANES]; tiles];
         for &ancestor in &plan.chains[task.chain] {
             let len = self.segments[ancestor as usize].len;
-            for lane in 0..num_lanes {
-                limits[lane / LANES][lane % LANES] = len;
-            }
-            self.visit(ancestor as usize, task.kv_head, &limits, &mut work);
+            limits.as_flattened_mut()[..task.num_rows * group].fill(len);
+            self.visit(ancestor as usize, task.kv_head, &limits, 0, unit);
         }
         let mut first_lane = 0;
         for part in &task.parts {
-            limits.fill([0; LANES]);
+            let lanes = first_lane..first_lane + part.num_rows * group;
+            let tiles = lanes.start / LANES..lanes.end.div_ceil(LANES);
+            limits[tiles.clone()].fill([0; LANES]);
             let len = self.segments[part.segment].len;
-            for lane in 0..part.num_rows * group {
-                let seen = if self.heads.causal { (part.first_position + lane / group + 1) as u32 } else { len };
-                limits[(first_lane + lane) / LANES][(first_lane + lane) % LANES] = seen.min(len);
+            for (index, limit) in limits.as_flattened_mut()[lanes.clone()].iter_mut().enumerate() {
+                let seen = if self.heads.causal { (part.first_position + index / group + 1) as u32 } else { len };
+                *limit = seen.min(len);
             }
-            self.visit(part.segment, task.kv_head, &limits, &mut work);
-            first_lane += part.num_rows * group;
+            self.visit(part.segment, task.kv_head, &limits[tiles.clone()], tiles.start, unit);
+            first_lane = lanes.end;
         }
-        self.store(task, &work);
+        self.for_lanes(task, |lane, row, head| {
+            let at = row * num_heads + head;
+            // SAFETY: each (row, head) belongs to one lane of one task.
+            let (out, lse) = unsafe { (self.out.slice(at * d, d), self.lse.slice(at, 1)) };
+            lse[0] = unit.finish(lane, out);
+        });
     }
 
     /// Calls `body(lane, query row, query head)` for every lane of the task.
@@ -105,56 +119,86 @@ impl<E: Element> Call<'_, E> {
         }
     }
 
-    fn load_queries(&self, task: &Task, work: &mut Work) {
-        let d = self.heads.head_dim;
-        self.for_lanes(task, |lane, row, head| {
-            let tile = &mut work.q[lane / LANES * d..][..d];
-            for (to, from) in tile.iter_mut().zip(self.q.at(row, head * d, d)) {
-                to[lane % LANES] = from.to_f32();
-            }
-        });
-    }
-
-    fn visit(&self, segment: usize, kv_head: usize, limits: &[[u32; LANES]], work: &mut Work) {
-        let d = self.heads.head_dim;
+    /// Shows the blocks of a segment to the tiles from `first_tile` on, as far as their `limits` allow.
+    fn visit(
+        &self,
+        segment: usize,
+        kv_head: usize,
+        limits: &[[u32; LANES]],
+        first_tile: usize,
+        unit: &mut impl Unit<E>,
+    ) {
+        let at = kv_head * self.heads.head_dim;
         let scale2 = self.heads.scale * std::f32::consts::LOG2_E;
         let start = self.segments[segment].start as usize;
-        let most = |limits: &[u32; LANES]| limits.iter().copied().max().unwrap_or(0) as usize;
-        let end = limits.iter().map(most).max().unwrap_or(0);
+        let end = limits.as_flattened().iter().copied().max().unwrap_or(0) as usize;
         for first in (0..end).step_by(BLOCK) {
-            let count = (end - first).min(BLOCK);
-            for (rows, block) in [(self.k, &mut work.keys), (self.v, &mut work.values)] {
-                let from = &rows.data[rows.offset + (start + first) * rows.stride + kv_head * d..];
-                lanes::load_block(from, rows.stride, count, d, block);
-            }
+            let from = |rows: &Rows<'_, E>| rows.offset + (start + first) * rows.stride + at;
+            let (k, v) = (&self.k.data[from(&self.k)..], &self.v.data[from(&self.v)..]);
+            unit.load_block(k, v, [self.k.stride, self.v.stride], (end - first).min(BLOCK));
             for (tile, limits) in limits.iter().enumerate() {
-                let count = most(limits).saturating_sub(first).min(BLOCK);
-                if count == 0 {
-                    continue;
+                let visible = Visible::new(limits, first);
+                if visible.count > 0 {
+                    unit.step(first_tile + tile, &visible, scale2);
                 }
-                let visible = limits.map(|limit| limit.saturating_sub(first as u32));
-                lanes::scores(&work.keys, &work.q[tile * d..][..d], count, &mut work.scores);
-                let state = &mut work.softmax[tile];
-                let factor = lanes::softmax_step(&mut work.scores, count, &visible, scale2, state);
-                lanes::accumulate(&work.values, &work.scores, count, &factor, &mut work.out[tile * d..][..d]);
             }
         }
     }
+}
 
-    fn store(&self, task: &Task, work: &Work) {
-        let (d, num_heads) = (self.heads.head_dim, self.heads.num_heads);
-        self.for_lanes(task, |lane, row, head| {
-            let (tile, lane) = (lane / LANES, lane % LANES);
-            let (max, sum) = (work.softmax[tile].max[lane], work.softmax[tile].sum[lane]);
-            // A query that sees nothing (an empty, non-causal segment) answers zero.
-            let inverse = if sum == 0.0 { 0.0 } else { 1.0 / sum };
-            // SAFETY: each (row, head) belongs to one lane of one task.
-            let (out, lse) =
-                unsafe { (self.out.slice((row * num_heads + head) * d, d), self.lse.slice(row * num_heads + head, 1)) };
-            for (to, from) in out.iter_mut().zip(&work.out[tile * d..][..d]) {
-                *to = E::from_f32(from[lane] * inverse);
-            }
-            lse[0] = if sum == 0.0 { 0.0 } else { (max + sum.log2()) * std::f32::consts::LN_2 };
-        });
+/// f32 arithmetic for either element type.
+struct LanesUnit<'s, E> {
+    head_dim: usize,
+    /// Queries and sums of values, `[tile][dim]`.
+    q: &'s mut [Lanes],
+    out: &'s mut [Lanes],
+    keys: &'s mut [f32],
+    values: &'s mut [f32],
+    scores: Box<[Lanes; BLOCK]>,
+    softmax: Vec<Softmax>,
+    element: PhantomData<E>,
+}
+
+impl<'s, E: Element> LanesUnit<'s, E> {
+    fn scratch_len(tiles: usize, head_dim: usize) -> usize {
+        2 * (tiles * LANES + BLOCK) * head_dim
+    }
+
+    fn new(tiles: usize, head_dim: usize, scratch: &'s mut [f32]) -> Self {
+        let (lanes, blocks) = scratch.split_at_mut(2 * tiles * LANES * head_dim);
+        lanes.fill(0.0);
+        let (q, out) = lanes.as_chunks_mut().0.split_at_mut(tiles * head_dim);
+        let (keys, values) = blocks.split_at_mut(BLOCK * head_dim);
+        let softmax = vec![Softmax::EMPTY; tiles];
+        Self { head_dim, q, out, keys, values, scores: Box::new([[0.0; LANES]; BLOCK]), softmax, element: PhantomData }
+    }
+}
+
+impl<E: Element> Unit<E> for LanesUnit<'_, E> {
+    fn load_query(&mut self, lane: usize, q: &[E]) {
+        for (to, from) in self.q[lane / LANES * self.head_dim..].iter_mut().zip(q) {
+            to[lane % LANES] = from.to_f32();
+        }
+    }
+
+    fn load_block(&mut self, k: &[E], v: &[E], strides: [usize; 2], count: usize) {
+        lanes::load_block(k, strides[0], count, self.head_dim, self.keys);
+        lanes::load_block(v, strides[1], count, self.head_dim, self.values);
+    }
+
+    fn step(&mut self, tile: usize, visible: &Visible, scale2: f32) {
+        let dims = tile * self.head_dim..(tile + 1) * self.head_dim;
+        lanes::scores(self.keys, &self.q[dims.clone()], visible.count, &mut self.scores);
+        let factor = lanes::softmax_step(&mut self.scores, visible, scale2, &mut self.softmax[tile]);
+        lanes::accumulate(self.values, &self.scores, visible.count, &factor, &mut self.out[dims]);
+    }
+
+    fn finish(&self, lane: usize, out: &mut [E]) -> f32 {
+        let (tile, lane) = (lane / LANES, lane % LANES);
+        let (inverse, lse) = self.softmax[tile].finish(lane);
+        for (to, from) in out.iter_mut().zip(&self.out[tile * self.head_dim..]) {
+            *to = E::from_f32(from[lane] * inverse);
+        }
+        lse
     }
 }

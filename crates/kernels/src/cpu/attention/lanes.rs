@@ -1,17 +1,15 @@
 //! The arithmetic of one tile of lanes against one block of keys, in f32.
 //! Everything is transposed: `[key][lane]` and `[dim][lane]`, so that softmax needs no horizontal sums and a lane never
-//! meets another. Loops have fixed trip counts of 8 and 16 for the compiler to turn into registers.
-//! Cost: two multiply-adds per key, dimension and lane; near the peak of the machine with AVX-512.
+//! meets another.
+//! Cost: two multiply-adds per key, dimension and lane; near the peak of the machine.
 
 use super::{BLOCK, LANES};
+use crate::cpu::vector::{Vector, exp2, vectorised};
 use crate::element::Element;
 use crate::isa::multiversion;
 
 /// One value per lane.
 pub(super) type Lanes = [f32; LANES];
-
-/// Keys (or dimensions) that are worked on together: accumulators that fit the registers.
-const STEP: usize = 8;
 
 /// Copies `count` rows of `width` values, `stride` apart, to `block` `[BLOCK, width]` and zeroes the rest.
 pub(super) fn load_block<E: Element>(rows: &[E], stride: usize, count: usize, width: usize, block: &mut [f32]) {
@@ -32,74 +30,144 @@ multiversion! {
     }
 }
 
-multiversion! {
+vectorised! {
     /// `out[key][lane] = sum over dim of block[key][dim] * lanes[dim][lane]` for the first `count` keys (rounded up).
-    pub(super) fn scores(block: &[f32], lanes: &[Lanes], count: usize, out: &mut [Lanes; BLOCK]) {
-        let width = lanes.len();
-        for (keys, out) in block.chunks_exact(STEP * width).zip(out.chunks_exact_mut(STEP)).take(count.div_ceil(STEP)) {
-            let mut sums = [[0f32; LANES]; STEP];
-            for dim in 0..width {
-                let q = lanes[dim];
-                for key in 0..STEP {
-                    let k = keys[key * width + dim];
-                    for lane in 0..LANES {
-                        sums[key][lane] = k.mul_add(q[lane], sums[key][lane]);
-                    }
-                }
-            }
-            out.copy_from_slice(&sums);
+    pub(super) fn scores<V>(block: &[f32], lanes: &[Lanes], count: usize, out: &mut [Lanes; BLOCK]) {
+        assert_eq!(block.len(), BLOCK * lanes.len(), "a block of keys");
+        if V::MANY_REGISTERS {
+            scores_by::<V, 8>(block, lanes, count, out)
+        } else {
+            scores_by::<V, 4>(block, lanes, count, out)
         }
     }
 }
 
-multiversion! {
+/// [`scores`], `STEP` keys at a time.
+#[inline(always)]
+fn scores_by<V: Vector, const STEP: usize>(block: &[f32], lanes: &[Lanes], count: usize, out: &mut [Lanes; BLOCK]) {
+    let width = lanes.len();
+    for (keys, out) in block.chunks_exact(STEP * width).zip(out.chunks_exact_mut(STEP)).take(count.div_ceil(STEP)) {
+        let mut sums = [V::splat(0.0); STEP];
+        for (dim, q) in lanes.iter().enumerate() {
+            let q = V::load(q);
+            for key in 0..STEP {
+                // SAFETY: `keys` holds STEP rows of `width` values, and `dim` is below `width`.
+                let k = unsafe { *keys.get_unchecked(key * width + dim) };
+                sums[key] = V::splat(k).mul_add(q, sums[key]);
+            }
+        }
+        for (out, sum) in out.iter_mut().zip(sums) {
+            sum.store(out);
+        }
+    }
+}
+
+vectorised! {
     /// `out[dim][lane] = out[dim][lane] * factor[lane] + sum over keys of block[key][dim] * p[key][lane]`.
-    pub(super) fn accumulate(block: &[f32], p: &[Lanes; BLOCK], count: usize, factor: &Lanes, out: &mut [Lanes]) {
-        let width = out.len();
-        for (at, out) in out.chunks_exact_mut(STEP).enumerate() {
-            let mut sums = [[0f32; LANES]; STEP];
-            for dim in 0..STEP {
-                for lane in 0..LANES {
-                    sums[dim][lane] = out[dim][lane] * factor[lane];
-                }
-            }
-            for key in 0..count {
-                let p = p[key];
-                let values = &block[key * width + at * STEP..][..STEP];
-                for dim in 0..STEP {
-                    for lane in 0..LANES {
-                        sums[dim][lane] = values[dim].mul_add(p[lane], sums[dim][lane]);
-                    }
-                }
-            }
-            out.copy_from_slice(&sums);
+    pub(super) fn accumulate<V>(
+        block: &[f32], p: &[Lanes; BLOCK], count: usize, factor: &Lanes, out: &mut [Lanes],
+    ) {
+        assert!(block.len() == BLOCK * out.len() && out.len().is_multiple_of(8) && count <= BLOCK, "a block of values");
+        if V::MANY_REGISTERS {
+            accumulate_by::<V, 8>(block, &p[..count], factor, out)
+        } else {
+            accumulate_by::<V, 4>(block, &p[..count], factor, out)
         }
     }
 }
 
-multiversion! {
-    /// `out[key][dim] += sum over lanes of p[key][lane] * rows[lane][dim]`.
-    pub(super) fn outer(p: &[Lanes; BLOCK], rows: &[f32], count: usize, width: usize, out: &mut [f32]) {
-        const KEYS: usize = 4;
-        const DIMS: usize = 8;
-        for key in (0..count.next_multiple_of(KEYS)).step_by(KEYS) {
-            for dim in (0..width).step_by(DIMS) {
-                let mut sums = [[0f32; DIMS]; KEYS];
-                for lane in 0..LANES {
-                    let row: [f32; DIMS] = rows[lane * width + dim..][..DIMS].try_into().expect("sliced to DIMS");
-                    for k in 0..KEYS {
-                        for i in 0..DIMS {
-                            sums[k][i] = p[key + k][lane].mul_add(row[i], sums[k][i]);
-                        }
-                    }
-                }
-                for k in 0..KEYS {
-                    for (out, sum) in out[(key + k) * width + dim..][..DIMS].iter_mut().zip(sums[k]) {
-                        *out += sum;
-                    }
-                }
+/// [`accumulate`], `STEP` dimensions at a time.
+#[inline(always)]
+fn accumulate_by<V: Vector, const STEP: usize>(block: &[f32], p: &[Lanes], factor: &Lanes, out: &mut [Lanes]) {
+    let (width, factor) = (out.len(), V::load(factor));
+    for (at, out) in out.chunks_exact_mut(STEP).enumerate() {
+        let mut sums = [V::splat(0.0); STEP];
+        for (sum, out) in sums.iter_mut().zip(out.iter()) {
+            *sum = V::load(out).mul(factor);
+        }
+        for (key, p) in p.iter().enumerate() {
+            let p = V::load(p);
+            for dim in 0..STEP {
+                // SAFETY: `block` holds BLOCK >= p.len() rows of `width` values, and `at * STEP + dim` is below `width`.
+                let value = unsafe { *block.get_unchecked(key * width + at * STEP + dim) };
+                sums[dim] = V::splat(value).mul_add(p, sums[dim]);
             }
         }
+        for (out, sum) in out.iter_mut().zip(sums) {
+            sum.store(out);
+        }
+    }
+}
+
+vectorised! {
+    /// `out[key][dim] += sum over lanes of p[key][lane] * rows[lane][dim]`; `width` is a multiple of 16.
+    pub(super) fn outer<V>(p: &[Lanes; BLOCK], rows: &[f32], count: usize, width: usize, out: &mut [f32]) {
+        assert!(width.is_multiple_of(LANES) && rows.len() == LANES * width && out.len() == BLOCK * width, "a tile");
+        if V::MANY_REGISTERS {
+            outer_by::<V, 8>(p, rows, count, width, out)
+        } else {
+            outer_by::<V, 4>(p, rows, count, width, out)
+        }
+    }
+}
+
+/// [`outer`], `STEP` keys at a time.
+#[inline(always)]
+fn outer_by<V: Vector, const STEP: usize>(
+    p: &[Lanes; BLOCK],
+    rows: &[f32],
+    count: usize,
+    width: usize,
+    out: &mut [f32],
+) {
+    let (rows, vectors) = (rows.as_chunks::<LANES>().0, width / LANES);
+    let groups = out.chunks_exact_mut(STEP * width).zip(p.chunks_exact(STEP)).take(count.div_ceil(STEP));
+    for (out, p) in groups {
+        let out = out.as_chunks_mut::<LANES>().0;
+        for dim in 0..vectors {
+            let mut sums = [V::splat(0.0); STEP];
+            for lane in 0..LANES {
+                // SAFETY: LANES rows of `vectors` vectors.
+                let row = V::load(unsafe { rows.get_unchecked(lane * vectors + dim) });
+                for key in 0..STEP {
+                    sums[key] = V::splat(p[key][lane]).mul_add(row, sums[key]);
+                }
+            }
+            for key in 0..STEP {
+                let out = &mut out[key * vectors + dim];
+                V::load(out).add(sums[key]).store(out);
+            }
+        }
+    }
+}
+
+/// Which keys of a block each lane of a tile sees: lane `l` sees keys `0..limit[l]`.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Visible {
+    /// As f32, which holds such counts exactly, to be compared in registers.
+    limit: Lanes,
+    /// The largest limit, at most `BLOCK`; 0 when the tile does not see the block.
+    pub count: usize,
+    /// Whether every lane sees all `count` keys.
+    all: bool,
+}
+
+impl Visible {
+    /// From limits counted from the segment's start, for the block that begins at `first`.
+    pub(super) fn new(limits: &[u32; LANES], first: usize) -> Self {
+        let limits = limits.map(|limit| (limit as usize).saturating_sub(first).min(BLOCK));
+        let (most, least) = limits.iter().fold((0, BLOCK), |(most, least), &l| (l.max(most), l.min(least)));
+        Self { limit: limits.map(|limit| limit as f32), count: most, all: most == least }
+    }
+
+    /// Limits as f32.
+    pub(super) fn limit(&self) -> &Lanes {
+        &self.limit
+    }
+
+    /// Whether every lane sees all `count` keys, so that nothing needs a mask.
+    pub(super) fn sees_all(&self) -> bool {
+        self.all
     }
 }
 
@@ -114,79 +182,85 @@ pub(super) struct Softmax {
 
 impl Softmax {
     pub(super) const EMPTY: Self = Self { max: [f32::NEG_INFINITY; LANES], sum: [0.0; LANES] };
+
+    /// What a lane's sums are to be multiplied with, and its log-sum-exp. A query that sees nothing (of an empty
+    /// segment without ancestors) answers zero.
+    pub(super) fn finish(&self, lane: usize) -> (f32, f32) {
+        let (max, sum) = (self.max[lane], self.sum[lane]);
+        if sum == 0.0 { (0.0, 0.0) } else { (1.0 / sum, (max + sum.log2()) * std::f32::consts::LN_2) }
+    }
 }
 
-multiversion! {
+vectorised! {
     /// Turns scores into probabilities relative to the new maximum, masked ones into exactly 0, advances `state` and
-    /// returns the factor by which earlier sums shrink. Lane `l` sees keys `0..visible[l]`.
-    pub(super) fn softmax_step(
-        scores: &mut [Lanes; BLOCK], count: usize, visible: &[u32; LANES], scale2: f32, state: &mut Softmax,
+    /// returns the factor by which earlier sums shrink.
+    pub(super) fn softmax_step<V>(
+        scores: &mut [Lanes; BLOCK], visible: &Visible, scale2: f32, state: &mut Softmax,
     ) -> Lanes {
-        let mut top = [f32::NEG_INFINITY; LANES];
-        for (key, s) in scores[..count].iter_mut().enumerate() {
-            for lane in 0..LANES {
-                let value = if (key as u32) < visible[lane] { s[lane] * scale2 } else { f32::NEG_INFINITY };
-                s[lane] = value;
-                top[lane] = if value > top[lane] { value } else { top[lane] };
+        let scores = &mut scores[..visible.count];
+        let (limit, least) = (V::load(&visible.limit), V::splat(f32::NEG_INFINITY));
+        let mut top = least;
+        if visible.all {
+            for s in scores.iter() {
+                top = V::load(s).max(top);
+            }
+        } else {
+            for (key, s) in scores.iter_mut().enumerate() {
+                let seen = V::splat(key as f32).select_less(limit, V::load(s), least);
+                seen.store(s);
+                top = seen.max(top);
             }
         }
-        let mut factor = [1f32; LANES];
-        let mut origin = [0f32; LANES];
-        for lane in 0..LANES {
-            let (old, new) = (state.max[lane], if top[lane] > state.max[lane] { top[lane] } else { state.max[lane] });
-            // An unchanged maximum must leave the lane's bits alone; -inf minus itself would not.
-            factor[lane] = if new > old { exp2(old - new) } else { 1.0 };
-            // A lane that has seen nothing yet: any finite origin makes its masked probabilities 0.
-            origin[lane] = if new == f32::NEG_INFINITY { 0.0 } else { new };
-            state.max[lane] = new;
-        }
-        let mut sum = [0f32; LANES];
-        for s in &mut scores[..count] {
-            for lane in 0..LANES {
-                let p = exp2(s[lane] - origin[lane]);
-                s[lane] = p;
-                sum[lane] += p;
+        // The scale is positive: the largest score stays the largest.
+        let (scale2, old) = (V::splat(scale2), V::load(&state.max));
+        let new = top.mul(scale2).max(old);
+        new.store(&mut state.max);
+        // An unchanged maximum must leave the lane's bits alone; -inf minus itself would not. From -inf to a number
+        // the factor is about 2^-126, times a sum of 0.
+        let factor = old.select_less(new, exp2(old.sub(new)), V::splat(1.0));
+        // A lane that has seen nothing yet: any finite origin will do, its keys are masked.
+        let origin = least.select_less(new, new, V::splat(0.0));
+        let (minus, mut sum) = (V::splat(0.0).sub(origin), V::splat(0.0));
+        if visible.all {
+            for s in scores.iter_mut() {
+                let p = exp2(V::load(s).mul_add(scale2, minus));
+                p.store(s);
+                sum = sum.add(p);
+            }
+        } else {
+            for (key, s) in scores.iter_mut().enumerate() {
+                let p = exp2(V::load(s).mul_add(scale2, minus));
+                let p = V::splat(key as f32).select_less(limit, p, V::splat(0.0));
+                p.store(s);
+                sum = sum.add(p);
             }
         }
-        for lane in 0..LANES {
-            state.sum[lane] = state.sum[lane] * factor[lane] + sum[lane];
-        }
-        factor
+        V::load(&state.sum).mul_add(factor, sum).store(&mut state.sum);
+        let mut out = [0.0; LANES];
+        factor.store(&mut out);
+        out
     }
 }
 
-multiversion! {
+vectorised! {
     /// Backward: turns scores into probabilities by the stored log-sum-exp (times log2(e)), and `dp` into the gradient
-    /// of the scores, `p * (dp - delta) * scale`; masked ones into exactly 0.
-    pub(super) fn softmax_backward(
-        scores: &mut [Lanes; BLOCK], dp: &mut [Lanes; BLOCK], count: usize, visible: &[u32; LANES], scale: f32,
-        lse2: &Lanes, delta: &Lanes,
+    /// of the scaled scores, `p * (dp - delta)`; masked ones and those beyond `count` into exactly 0.
+    pub(super) fn softmax_backward<V>(
+        scores: &mut [Lanes; BLOCK], dp: &mut [Lanes; BLOCK], visible: &Visible, scale2: f32, lse2: &Lanes,
+        delta: &Lanes,
     ) {
-        let scale2 = scale * std::f32::consts::LOG2_E;
+        let (scale2, delta, zero) = (V::splat(scale2), V::load(delta), V::splat(0.0));
+        let (limit, minus) = (V::load(&visible.limit), zero.sub(V::load(lse2)));
         for (key, (s, dp)) in scores.iter_mut().zip(dp.iter_mut()).enumerate() {
-            for lane in 0..LANES {
-                let seen = key < count && (key as u32) < visible[lane];
-                let p = if seen { exp2(s[lane].mul_add(scale2, -lse2[lane])) } else { 0.0 };
-                s[lane] = p;
-                dp[lane] = if seen { p * (dp[lane] - delta[lane]) * scale } else { 0.0 };
+            if key >= visible.count {
+                (*s, *dp) = ([0.0; LANES], [0.0; LANES]);
+                continue;
             }
+            let p = exp2(V::load(s).mul_add(scale2, minus));
+            let ds = p.mul(V::load(dp).sub(delta));
+            let key = V::splat(key as f32);
+            key.select_less(limit, p, zero).store(s);
+            key.select_less(limit, ds, zero).store(dp);
         }
     }
-}
-
-/// 2^x for x up to about 1, exactly 0 below 2^-126, NaN for NaN. Coefficients of Cephes' exp2f, error below 2e-7.
-#[inline(always)]
-pub(super) fn exp2(x: f32) -> f32 {
-    // Adding 1.5 * 2^23 rounds to an integer and leaves it in the low bits.
-    const MAGIC: f32 = 12_582_912.0;
-    let t = x + MAGIC;
-    let f = x - (t - MAGIC);
-    let mut p = f32::mul_add(1.535_336_2e-4, f, 1.339_887_4e-3);
-    p = p.mul_add(f, 9.618_437e-3);
-    p = p.mul_add(f, 5.550_332_5e-2);
-    p = p.mul_add(f, 2.402_264_8e-1);
-    p = p.mul_add(f, 6.931_472e-1);
-    p = p.mul_add(f, 1.0);
-    let power = f32::from_bits((t.to_bits() << 23).wrapping_add(0x3f80_0000));
-    if x < -126.0 { 0.0 } else { p * power }
 }

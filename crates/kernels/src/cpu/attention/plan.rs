@@ -6,6 +6,9 @@ use super::{Heads, LANES};
 use crate::segment::{Queries, Segment, ancestors};
 use std::ops::Range;
 
+/// Tiles that the backward pass works on together; every segment's tiles begin at a multiple.
+pub(super) const GROUP: usize = 4;
+
 // Lanes of a forward task: enough to pay for loading a block of keys, few enough to stay in the second-level cache.
 const TASK_LANES: usize = 16 * LANES;
 
@@ -95,7 +98,7 @@ pub(super) struct Tree {
 pub(super) struct TreeSegment {
     pub start: usize,
     pub len: usize,
-    /// Tiles of the tree that hold this segment's query lanes.
+    /// Tiles of the tree that hold this segment's query lanes; their number is a multiple of [`GROUP`].
     pub tiles: Range<usize>,
     /// Positions in [`Tree::segments`] of the segment itself and its descendants, ascending.
     pub seen_by: Vec<usize>,
@@ -124,7 +127,7 @@ pub(super) fn trees(heads: &Heads, segments: &[Segment]) -> Vec<Tree> {
         let here = members.len();
         place.push(Some(here));
         let first = members.last().map_or(0, |last| last.tiles.end);
-        let tiles = (segment.len as usize * heads.group()).div_ceil(LANES);
+        let tiles = (segment.len as usize * heads.group()).div_ceil(LANES * GROUP) * GROUP;
         members.push(TreeSegment {
             start: segment.start as usize,
             len: segment.len as usize,

@@ -1,0 +1,443 @@
+//! Attention's products on the AMX unit, in the orientation of [`lanes`](super::lanes): operands are packed into tiles
+//! of 16 rows by 32 bf16 (A) and of 16 pairs by 16 columns (B), sums are tiles of 16x16 f32.
+//! Everything here needs AMX with AVX-512 BF16; [`available`] says whether it may be called.
+//! Cost: one `tdpbf16ps` (16 cycles) per 8192 multiply-adds; packing is a few percent of that for 16 tiles of lanes.
+
+use super::lanes::{Lanes, Softmax, Visible};
+use super::{BLOCK, LANES};
+use crate::cpu::vector::{Avx512, Vector, exp2};
+use crate::element::{Element, bf16};
+use crate::isa::{Machine, MatmulPath, matmul_path};
+use std::arch::asm;
+use std::arch::x86_64::*;
+
+/// bf16 of an operand tile; 1 KiB, as a tile of sums.
+pub(super) const TILE: usize = 512;
+/// Depth of an operand tile.
+pub(super) const DEPTH: usize = 32;
+/// Tiles of keys in a block.
+pub(super) const KEY_TILES: usize = BLOCK / 16;
+/// Depth tiles of a block of keys.
+pub(super) const KEY_STEPS: usize = BLOCK / DEPTH;
+
+/// Whether products of `E` take this path.
+pub(super) fn available<E: Element>() -> bool {
+    E::NAME == bf16::NAME && matmul_path() == MatmulPath::Amx && Machine::get().avx512_bf16
+}
+
+/// The tiles of this thread, configured while the value lives: eight of 16 rows by 64 bytes.
+pub(super) struct Tiles(std::marker::PhantomData<*const u8>);
+
+#[repr(C, align(64))]
+struct Configuration([u8; 64]);
+
+const CONFIGURATION: Configuration = {
+    let mut bytes = [0; 64];
+    bytes[0] = 1;
+    let mut tile = 0;
+    while tile < 8 {
+        bytes[16 + 2 * tile] = 64;
+        bytes[48 + tile] = 16;
+        tile += 1;
+    }
+    Configuration(bytes)
+};
+
+impl Tiles {
+    /// Panics where AMX is missing.
+    pub(super) fn new() -> Self {
+        assert!(available::<bf16>(), "AMX was not asked for");
+        // SAFETY: the machine has AMX and the process may use it; the configuration is 64 valid bytes.
+        unsafe { asm!("ldtilecfg [{}]", in(reg) &CONFIGURATION, options(nostack, readonly)) }
+        Self(std::marker::PhantomData)
+    }
+
+    /// `c[i] (+)= sum over steps of a[i][step] * b[step]` for `panels` panels of A: `a` `[panels][steps]` tiles, `b`
+    /// `[steps]` tiles, `c` `[panels]` tiles. Overwrites unless `add`. `a_steps` is the distance of panels in tiles.
+    pub(super) fn multiply(&self, a: &[bf16], a_steps: usize, b: &[bf16], steps: usize, c: &mut [f32], add: bool) {
+        let panels = c.len() / (TILE / 2);
+        assert!(steps > 0 && panels > 0 && b.len() >= steps * TILE, "operands hold the steps");
+        assert!(a.len() >= ((panels - 1) * a_steps + steps) * TILE, "A holds the panels");
+        let mut done = 0;
+        while done < panels {
+            let (a, c) = (a[done * a_steps * TILE..].as_ptr(), c[done * TILE / 2..].as_mut_ptr());
+            // SAFETY: the assertions cover four panels here, or one; tiles are configured as long as `self` lives.
+            unsafe {
+                if panels - done >= 4 {
+                    four_panels(a, a_steps, b.as_ptr(), steps, c, add);
+                    done += 4;
+                } else {
+                    one_panel(a, b.as_ptr(), steps, c, add);
+                    done += 1;
+                }
+            }
+        }
+    }
+}
+
+impl Drop for Tiles {
+    fn drop(&mut self) {
+        // SAFETY: `new` ran on this thread, so AMX is there.
+        unsafe { asm!("tilerelease", options(nostack, nomem)) }
+    }
+}
+
+/// # Safety
+/// Tiles are configured; the pointers hold four panels of `steps` tiles, `steps` tiles, four tiles of sums.
+unsafe fn four_panels(a: *const bf16, a_steps: usize, b: *const bf16, steps: usize, c: *mut f32, add: bool) {
+    let panel = a_steps * TILE;
+    // SAFETY: loads and stores stay within the operands that the caller vouches for.
+    unsafe {
+        asm!(
+            "test {add}, {add}",
+            "jz 2f",
+            "tileloadd tmm0, [{c} + {line}]",
+            "tileloadd tmm1, [{c} + {line} + 1024]",
+            "tileloadd tmm2, [{c} + {line} + 2048]",
+            "tileloadd tmm3, [{c} + {line} + 3072]",
+            "jmp 3f",
+            "2:",
+            "tilezero tmm0",
+            "tilezero tmm1",
+            "tilezero tmm2",
+            "tilezero tmm3",
+            "3:",
+            "tileloadd tmm4, [{b} + {line}]",
+            "tileloadd tmm5, [{a0} + {line}]",
+            "tdpbf16ps tmm0, tmm5, tmm4",
+            "tileloadd tmm6, [{a1} + {line}]",
+            "tdpbf16ps tmm1, tmm6, tmm4",
+            "tileloadd tmm7, [{a2} + {line}]",
+            "tdpbf16ps tmm2, tmm7, tmm4",
+            "tileloadd tmm5, [{a3} + {line}]",
+            "tdpbf16ps tmm3, tmm5, tmm4",
+            "add {a0}, 1024",
+            "add {a1}, 1024",
+            "add {a2}, 1024",
+            "add {a3}, 1024",
+            "add {b}, 1024",
+            "dec {steps}",
+            "jnz 3b",
+            "tilestored [{c} + {line}], tmm0",
+            "tilestored [{c} + {line} + 1024], tmm1",
+            "tilestored [{c} + {line} + 2048], tmm2",
+            "tilestored [{c} + {line} + 3072], tmm3",
+            a0 = inout(reg) a => _,
+            a1 = inout(reg) a.add(panel) => _,
+            a2 = inout(reg) a.add(2 * panel) => _,
+            a3 = inout(reg) a.add(3 * panel) => _,
+            b = inout(reg) b => _,
+            c = in(reg) c,
+            steps = inout(reg) steps => _,
+            line = in(reg) 64usize,
+            add = in(reg) add as usize,
+            out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
+            out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
+            options(nostack),
+        )
+    }
+}
+
+/// # Safety
+/// As [`four_panels`], with one panel.
+unsafe fn one_panel(a: *const bf16, b: *const bf16, steps: usize, c: *mut f32, add: bool) {
+    // SAFETY: as promised by the caller.
+    unsafe {
+        asm!(
+            "tilezero tmm0",
+            "test {add}, {add}",
+            "jz 2f",
+            "tileloadd tmm0, [{c} + {line}]",
+            "2:",
+            "tileloadd tmm1, [{b} + {line}]",
+            "tileloadd tmm2, [{a} + {line}]",
+            "tdpbf16ps tmm0, tmm2, tmm1",
+            "add {a}, 1024",
+            "add {b}, 1024",
+            "dec {steps}",
+            "jnz 2b",
+            "tilestored [{c} + {line}], tmm0",
+            a = inout(reg) a => _,
+            b = inout(reg) b => _,
+            c = in(reg) c,
+            steps = inout(reg) steps => _,
+            line = in(reg) 64usize,
+            add = in(reg) add as usize,
+            out("tmm0") _, out("tmm1") _, out("tmm2") _,
+            options(nostack),
+        )
+    }
+}
+
+/// Compiles a function with the instructions that AMX machines have besides, and enters it; `Tiles` vouches for them.
+macro_rules! with_avx512 {
+    ($(#[$meta:meta])* $visibility:vis fn $name:ident($($argument:ident : $kind:ty),* $(,)?) $body:block) => {
+        $(#[$meta])*
+        $visibility fn $name(_tiles: &Tiles, $($argument: $kind),*) {
+            #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,avx2,fma,bmi1,bmi2,popcnt,lzcnt")]
+            fn wide($($argument: $kind),*) $body
+            // SAFETY: whoever has `Tiles` has asked `available`, which demands AVX-512 and its bf16 part.
+            unsafe { wide($($argument),*) }
+        }
+    };
+}
+
+/// Sixteen consecutive bf16 of a row as 16 words; `room` elements are there, the rest reads as 0.
+#[inline(always)]
+fn widen(row: &[bf16], at: usize) -> __m512i {
+    let room = row.len().saturating_sub(at).min(16);
+    let mask = ((1u32 << room) - 1) as u16;
+    // SAFETY: called from `with_avx512` functions; the mask keeps the load inside the row.
+    unsafe { _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, row.as_ptr().add(at.min(row.len())).cast())) }
+}
+
+/// 16 columns of two rows as pairs: the even row in the low halves.
+#[inline(always)]
+fn pair(even: &[bf16], odd: &[bf16], at: usize) -> __m512i {
+    // SAFETY: called from `with_avx512` functions.
+    unsafe { _mm512_or_si512(widen(even, at), _mm512_slli_epi32::<16>(widen(odd, at))) }
+}
+
+/// Transposes 16x16 words.
+#[inline(always)]
+fn transpose(r: &mut [__m512i; 16]) {
+    // SAFETY: called from `with_avx512` functions; registers only.
+    unsafe {
+        for i in (0..16).step_by(4) {
+            let [a, b, c, d] = [r[i], r[i + 1], r[i + 2], r[i + 3]];
+            let (ab, cd) = (_mm512_unpacklo_epi32(a, b), _mm512_unpacklo_epi32(c, d));
+            let (ab2, cd2) = (_mm512_unpackhi_epi32(a, b), _mm512_unpackhi_epi32(c, d));
+            r[i] = _mm512_unpacklo_epi64(ab, cd);
+            r[i + 1] = _mm512_unpackhi_epi64(ab, cd);
+            r[i + 2] = _mm512_unpacklo_epi64(ab2, cd2);
+            r[i + 3] = _mm512_unpackhi_epi64(ab2, cd2);
+        }
+        // r[4g + j] holds column j (mod 4) of rows 4g.. in each quarter; gather the quarters.
+        let s = *r;
+        for j in 0..4 {
+            let low = _mm512_shuffle_i32x4::<0b10_00_10_00>(s[j], s[4 + j]);
+            let high = _mm512_shuffle_i32x4::<0b11_01_11_01>(s[j], s[4 + j]);
+            let low2 = _mm512_shuffle_i32x4::<0b10_00_10_00>(s[8 + j], s[12 + j]);
+            let high2 = _mm512_shuffle_i32x4::<0b11_01_11_01>(s[8 + j], s[12 + j]);
+            r[j] = _mm512_shuffle_i32x4::<0b10_00_10_00>(low, low2);
+            r[8 + j] = _mm512_shuffle_i32x4::<0b11_01_11_01>(low, low2);
+            r[4 + j] = _mm512_shuffle_i32x4::<0b10_00_10_00>(high, high2);
+            r[12 + j] = _mm512_shuffle_i32x4::<0b11_01_11_01>(high, high2);
+        }
+    }
+}
+
+/// Row `index` of `count` rows, `width` wide and `stride` apart; empty beyond them.
+#[inline(always)]
+fn row(rows: &[bf16], stride: usize, count: usize, width: usize, index: usize) -> &[bf16] {
+    if index < count { &rows[index * stride..][..width] } else { &[] }
+}
+
+with_avx512! {
+    /// Rows as A: `[BLOCK / 16][steps]` tiles of 16 rows by 32 dims; absent rows and dims are 0.
+    pub(super) fn pack_rows(rows: &[bf16], stride: usize, count: usize, width: usize, out: &mut [bf16]) {
+        let steps = width.div_ceil(DEPTH);
+        for (index, tile) in out.chunks_exact_mut(TILE).take(KEY_TILES * steps).enumerate() {
+            for (line, to) in tile.chunks_exact_mut(DEPTH).enumerate() {
+                let from = row(rows, stride, count, width, index / steps * 16 + line);
+                let part = from.get(index % steps * DEPTH..).unwrap_or(&[]);
+                let mask = ((1u64 << part.len().min(DEPTH)) - 1) as u32;
+                // SAFETY: the mask keeps the load inside the row; `to` holds 32 bf16.
+                unsafe {
+                    let values = _mm512_maskz_loadu_epi16(mask, part.as_ptr().cast());
+                    _mm512_storeu_si512(to.as_mut_ptr().cast(), values);
+                }
+            }
+        }
+    }
+}
+
+with_avx512! {
+    /// Rows transposed as A: `[width / 16][BLOCK / 32]` tiles of 16 dims by 32 rows.
+    pub(super) fn pack_rows_transposed(rows: &[bf16], stride: usize, count: usize, width: usize, out: &mut [bf16]) {
+        for (index, tile) in out.chunks_exact_mut(TILE).take(width.div_ceil(16) * KEY_STEPS).enumerate() {
+            let (at, first) = (index / KEY_STEPS * 16, index % KEY_STEPS * DEPTH);
+            let line = |index| row(rows, stride, count, width, first + index);
+            store_tile(std::array::from_fn(|j| pair(line(2 * j), line(2 * j + 1), at)), true, tile);
+        }
+    }
+}
+
+with_avx512! {
+    /// 16 rows (lanes) transposed as B: `[steps]` tiles of 16 pairs of dims by 16 lanes. `rows` are `width` wide, a
+    /// multiple of 32, and stand one after the other.
+    pub(super) fn pack_lanes(rows: &[bf16], width: usize, out: &mut [bf16]) {
+        for (step, tile) in out.chunks_exact_mut(TILE).take(width / DEPTH).enumerate() {
+            let lines = std::array::from_fn(|lane| {
+                let line = &rows[lane * width + step * DEPTH..][..DEPTH];
+                // SAFETY: 32 bf16 are one register.
+                unsafe { _mm512_loadu_si512(line.as_ptr().cast()) }
+            });
+            store_tile(lines, true, tile);
+        }
+    }
+}
+
+with_avx512! {
+    /// Lanes as B for sums over lanes: `[dims / 16][lanes / 32]` tiles of 16 pairs of lanes by 16 dims.
+    pub(super) fn pack_lane_pairs(rows: &[bf16], width: usize, dims: usize, out: &mut [bf16]) {
+        let steps = rows.len() / (width * DEPTH);
+        for (index, tile) in out.chunks_exact_mut(TILE).take(dims.div_ceil(16) * steps).enumerate() {
+            let (at, first) = (index / steps * 16, index % steps * DEPTH);
+            let line = |index| &rows[(first + index) * width..][..width];
+            store_tile(std::array::from_fn(|j| pair(line(2 * j), line(2 * j + 1), at)), false, tile);
+        }
+    }
+}
+
+/// Writes 16 registers as a tile, transposed or as they are.
+#[inline(always)]
+fn store_tile(mut lines: [__m512i; 16], transposed: bool, tile: &mut [bf16]) {
+    if transposed {
+        transpose(&mut lines);
+    }
+    for (line, to) in lines.into_iter().zip(tile.chunks_exact_mut(DEPTH)) {
+        // SAFETY: called from `with_avx512` functions; `to` holds one register.
+        unsafe { _mm512_storeu_si512(to.as_mut_ptr().cast(), line) }
+    }
+}
+
+/// Two rows of 16 f32 as 16 pairs of bf16: the order of a B tile whose depth runs over the rows.
+#[inline(always)]
+fn round_pairs(even: Avx512, odd: Avx512, to: &mut [bf16]) {
+    const ORDER: [u16; 32] = {
+        let mut order = [0; 32];
+        let mut lane = 0;
+        while lane < 16 {
+            order[2 * lane] = lane as u16;
+            order[2 * lane + 1] = 16 + lane as u16;
+            lane += 1;
+        }
+        order
+    };
+    let to: &mut [bf16; DEPTH] = to.try_into().expect("one line of a tile");
+    // SAFETY: called from `with_avx512` functions; `to` holds one register.
+    unsafe {
+        let order = _mm512_loadu_si512(ORDER.as_ptr().cast());
+        let both: __m512i = std::mem::transmute(_mm512_cvtne2ps_pbh(odd.0, even.0));
+        _mm512_storeu_si512(to.as_mut_ptr().cast(), _mm512_permutexvar_epi16(order, both));
+    }
+}
+
+with_avx512! {
+    /// [`softmax_step`](super::lanes::softmax_step) with the probabilities rounded into B tiles `[BLOCK / 32]`, as many
+    /// as `visible` needs, and the earlier sums `out` scaled down.
+    pub(super) fn softmax_step(
+        scores: &mut [Lanes; BLOCK], visible: &Visible, scale2: f32, state: &mut Softmax, p: &mut [bf16],
+        out: &mut [Lanes],
+    ) {
+        type V = Avx512;
+        let (limit, least, zero) = (V::load(visible.limit()), V::splat(f32::NEG_INFINITY), V::splat(0.0));
+        let (count, all) = (visible.count, visible.sees_all());
+        let mut tops = [least; 4];
+        for (key, s) in scores[..count].iter_mut().enumerate() {
+            let mut seen = V::load(s);
+            if !all {
+                seen = V::splat(key as f32).select_less(limit, seen, least);
+            }
+            tops[key % 4] = seen.max(tops[key % 4]);
+        }
+        let top = tops[0].max(tops[1]).max(tops[2].max(tops[3]));
+        let (scale2, old) = (V::splat(scale2), V::load(&state.max));
+        let new = top.mul(scale2).max(old);
+        new.store(&mut state.max);
+        // See `lanes::softmax_step` for the two special cases.
+        let factor = old.select_less(new, exp2(old.sub(new)), V::splat(1.0));
+        let minus = zero.sub(least.select_less(new, new, zero));
+        let mut sum = zero;
+        for (pair, line) in p.chunks_exact_mut(DEPTH).take(count.div_ceil(DEPTH) * 16).enumerate() {
+            let mut both = [zero; 2];
+            for (half, p) in both.iter_mut().enumerate() {
+                let key = 2 * pair + half;
+                if key < count {
+                    *p = exp2(V::load(&scores[key]).mul_add(scale2, minus));
+                    if !all {
+                        *p = V::splat(key as f32).select_less(limit, *p, zero);
+                    }
+                    sum = sum.add(*p);
+                }
+            }
+            round_pairs(both[0], both[1], line);
+        }
+        V::load(&state.sum).mul_add(factor, sum).store(&mut state.sum);
+        // Multiplying by 1 changes nothing: skipping it is the same for every lane.
+        if _mm512_cmp_ps_mask::<_CMP_NEQ_UQ>(factor.0, V::splat(1.0).0) != 0 {
+            for out in out {
+                V::load(out).mul(factor).store(out);
+            }
+        }
+    }
+}
+
+/// What the backward pass knows of a tile of lanes: log-sum-exp times log2(e), and `sum of out * d_out`.
+#[derive(Clone, Copy)]
+pub(super) struct Saved {
+    pub lse2: Lanes,
+    pub delta: Lanes,
+}
+
+with_avx512! {
+    /// [`softmax_backward`](super::lanes::softmax_backward), rounded: `p` and `ds` as columns `16 * half ..` of A tiles
+    /// `[key tile]` with `a_stride` bf16 between them (depth runs over lanes), `ds_pairs` as B tiles (depth over keys).
+    pub(super) fn softmax_backward(
+        scores: &[Lanes; BLOCK], dp: &[Lanes; BLOCK], visible: &Visible, scale2: f32, saved: &Saved, half: usize,
+        a_stride: usize, p_out: &mut [bf16], ds_out: &mut [bf16], ds_pairs: &mut [bf16],
+    ) {
+        type V = Avx512;
+        let (limit, zero, scale2) = (V::load(visible.limit()), V::splat(0.0), V::splat(scale2));
+        let (minus, delta) = (zero.sub(V::load(&saved.lse2)), V::load(&saved.delta));
+        for pair in 0..BLOCK / 2 {
+            let mut ds_both = [zero; 2];
+            for (odd, ds) in ds_both.iter_mut().enumerate() {
+                let key = 2 * pair + odd;
+                let mut p = zero;
+                if key < visible.count {
+                    p = exp2(V::load(&scores[key]).mul_add(scale2, minus));
+                    *ds = p.mul(V::load(&dp[key]).sub(delta));
+                    if !visible.sees_all() {
+                        let at = V::splat(key as f32);
+                        p = at.select_less(limit, p, zero);
+                        *ds = at.select_less(limit, *ds, zero);
+                    }
+                }
+                let at = key / 16 * a_stride + key % 16 * DEPTH + half * 16;
+                round(p, &mut p_out[at..][..16]);
+                round(*ds, &mut ds_out[at..][..16]);
+            }
+            round_pairs(ds_both[0], ds_both[1], &mut ds_pairs[pair * DEPTH..][..DEPTH]);
+        }
+    }
+}
+
+/// 16 f32 as 16 bf16.
+#[inline(always)]
+fn round(x: Avx512, to: &mut [bf16]) {
+    let to: &mut [bf16; LANES] = to.try_into().expect("half a line of a tile");
+    // SAFETY: called from `with_avx512` functions; `to` holds 16 bf16.
+    unsafe {
+        let narrow: __m256i = std::mem::transmute(_mm512_cvtneps_pbh(x.0));
+        _mm256_storeu_si256(to.as_mut_ptr().cast(), narrow);
+    }
+}
+
+/// Cuts pieces off a scratch buffer, each a multiple of 64 bytes so that the next one starts on a line.
+pub(super) struct Pieces<'s>(pub &'s mut [f32]);
+
+impl<'s> Pieces<'s> {
+    /// `len` f32.
+    pub(super) fn floats(&mut self, len: usize) -> &'s mut [f32] {
+        let (piece, rest) = std::mem::take(&mut self.0).split_at_mut(len.next_multiple_of(16));
+        self.0 = rest;
+        &mut piece[..len]
+    }
+
+    /// `tiles` operand tiles.
+    pub(super) fn tiles(&mut self, tiles: usize) -> &'s mut [bf16] {
+        bytemuck::cast_slice_mut(self.floats(tiles * TILE / 2))
+    }
+}

@@ -1,0 +1,188 @@
+//! The backward pass's arithmetic on the AMX unit: probabilities and their gradients are recomputed in f32 and rounded
+//! to bf16 as operands, all sums are f32.
+//! Cost: per 64 lanes and block of 64 keys about 160 tile products for heads of 64, and 256 rows of softmax.
+
+use super::amx::{self, DEPTH, KEY_STEPS, KEY_TILES, Pieces, Saved, TILE, Tiles};
+use super::backward::Unit;
+use super::lanes::{Lanes, Visible};
+use super::plan::GROUP;
+use super::{BLOCK, LANES};
+use crate::element::{Element, bf16};
+
+// Lanes of a group as depth.
+const LANE_STEPS: usize = GROUP * LANES / DEPTH;
+
+/// See the file's header.
+pub(super) struct AmxUnit<'s> {
+    tiles: Tiles,
+    head_dim: usize,
+    /// Operand tiles along a head: 32 dims each as depth, 16 each as rows or columns.
+    steps: usize,
+    dim_tiles: usize,
+    /// Queries and gradients of outputs as they come, `[lane][steps * 32]`.
+    q_rows: &'s mut [bf16],
+    d_out_rows: &'s mut [bf16],
+    /// The same as B with dims as depth, `[tile][steps]`.
+    q: &'s mut [bf16],
+    d_out: &'s mut [bf16],
+    /// The same as B with lanes as depth, `[group][dim tile][lane step]`.
+    q_pairs: &'s mut [bf16],
+    d_out_pairs: &'s mut [bf16],
+    /// Gradient of the queries, `[tile][dim]`.
+    dq: &'s mut [Lanes],
+    saved: Vec<Saved>,
+    /// Keys and values as A with dims as depth, keys as A with keys as depth.
+    keys: &'s mut [bf16],
+    values: &'s mut [bf16],
+    keys_transposed: &'s mut [bf16],
+    /// Gradients of keys and values, `[dim tile][key tile]` tiles of sums.
+    dk: &'s mut [f32],
+    dv: &'s mut [f32],
+    scores: &'s mut [Lanes; BLOCK],
+    dp: &'s mut [Lanes; BLOCK],
+    /// Probabilities and gradients of scores as A with lanes as depth, `[key tile][lane step]`; the latter also as B
+    /// with keys as depth, `[tile of the group][key step]`.
+    p: &'s mut [bf16],
+    ds: &'s mut [bf16],
+    ds_pairs: &'s mut [bf16],
+}
+
+impl<'s> AmxUnit<'s> {
+    /// f32 of scratch.
+    pub(super) fn scratch_len(tiles: usize, head_dim: usize) -> usize {
+        let (steps, dim_tiles) = (head_dim.div_ceil(DEPTH), head_dim.div_ceil(16));
+        let lanes = 4 * tiles * steps + 2 * tiles / GROUP * dim_tiles * LANE_STEPS;
+        let block = 2 * KEY_TILES * steps + dim_tiles * KEY_STEPS + 2 * KEY_TILES * LANE_STEPS + GROUP * KEY_STEPS;
+        let sums = tiles * dim_tiles + 2 * dim_tiles * KEY_TILES + 2 * KEY_TILES;
+        (lanes + block + sums) * TILE / 2
+    }
+
+    /// For a tree of `tiles` tiles.
+    pub(super) fn new(tiles: usize, head_dim: usize, scratch: &'s mut [f32]) -> Self {
+        let (steps, dim_tiles) = (head_dim.div_ceil(DEPTH), head_dim.div_ceil(16));
+        let mut pieces = Pieces(scratch);
+        let q_rows = pieces.tiles(tiles * steps);
+        let d_out_rows = pieces.tiles(tiles * steps);
+        // Lanes that stand for no query must hold zeros: their share in the gradients of keys is 0 times this.
+        q_rows.fill(bf16::ZERO);
+        d_out_rows.fill(bf16::ZERO);
+        let dq = pieces.floats(tiles * dim_tiles * 16 * LANES).as_chunks_mut().0;
+        dq.fill([0.0; LANES]);
+        Self {
+            tiles: Tiles::new(),
+            head_dim,
+            steps,
+            dim_tiles,
+            q_rows,
+            d_out_rows,
+            q: pieces.tiles(tiles * steps),
+            d_out: pieces.tiles(tiles * steps),
+            q_pairs: pieces.tiles(tiles / GROUP * dim_tiles * LANE_STEPS),
+            d_out_pairs: pieces.tiles(tiles / GROUP * dim_tiles * LANE_STEPS),
+            dq,
+            saved: vec![Saved { lse2: [0.0; LANES], delta: [0.0; LANES] }; tiles],
+            keys: pieces.tiles(KEY_TILES * steps),
+            values: pieces.tiles(KEY_TILES * steps),
+            keys_transposed: pieces.tiles(dim_tiles * KEY_STEPS),
+            dk: pieces.floats(dim_tiles * BLOCK * 16),
+            dv: pieces.floats(dim_tiles * BLOCK * 16),
+            scores: pieces.floats(BLOCK * LANES).as_chunks_mut().0.try_into().expect("a block of scores"),
+            dp: pieces.floats(BLOCK * LANES).as_chunks_mut().0.try_into().expect("a block of scores"),
+            p: pieces.tiles(KEY_TILES * LANE_STEPS),
+            ds: pieces.tiles(KEY_TILES * LANE_STEPS),
+            ds_pairs: pieces.tiles(GROUP * KEY_STEPS),
+        }
+    }
+}
+
+impl<E: Element> Unit<E> for AmxUnit<'_> {
+    fn load_query(&mut self, lane: usize, q: &[E], d_out: &[E], lse2: f32, delta: f32) {
+        let at = lane * self.steps * DEPTH;
+        self.q_rows[at..][..self.head_dim].copy_from_slice(bytemuck::cast_slice(q));
+        self.d_out_rows[at..][..self.head_dim].copy_from_slice(bytemuck::cast_slice(d_out));
+        let saved = &mut self.saved[lane / LANES];
+        (saved.lse2[lane % LANES], saved.delta[lane % LANES]) = (lse2, delta);
+    }
+
+    fn start(&mut self) {
+        let width = self.steps * DEPTH;
+        let pairs_len = self.dim_tiles * LANE_STEPS * TILE;
+        for (rows, lanes, pairs) in [
+            (&*self.q_rows, &mut *self.q, &mut *self.q_pairs),
+            (&*self.d_out_rows, &mut *self.d_out, &mut *self.d_out_pairs),
+        ] {
+            for (rows, lanes) in rows.chunks_exact(LANES * width).zip(lanes.chunks_exact_mut(self.steps * TILE)) {
+                amx::pack_lanes(&self.tiles, rows, width, lanes);
+            }
+            for (rows, pairs) in rows.chunks_exact(GROUP * LANES * width).zip(pairs.chunks_exact_mut(pairs_len)) {
+                amx::pack_lane_pairs(&self.tiles, rows, width, self.head_dim, pairs);
+            }
+        }
+    }
+
+    fn load_block(&mut self, k: &[E], v: &[E], stride: usize, count: usize) {
+        let (k, v) = (bytemuck::cast_slice(k), bytemuck::cast_slice(v));
+        amx::pack_rows(&self.tiles, k, stride, count, self.head_dim, self.keys);
+        amx::pack_rows(&self.tiles, v, stride, count, self.head_dim, self.values);
+        amx::pack_rows_transposed(&self.tiles, k, stride, count, self.head_dim, self.keys_transposed);
+        self.dk.fill(0.0);
+        self.dv.fill(0.0);
+    }
+
+    fn step(&mut self, first_tile: usize, visible: &[Visible; GROUP], scale2: f32) {
+        let (steps, dims, lane_len) = (self.steps, self.dim_tiles * 16, self.steps * TILE);
+        for (index, visible) in visible.iter().enumerate() {
+            let tile = first_tile + index;
+            if visible.count > 0 {
+                let keys = visible.count.next_multiple_of(16);
+                let (q, d_out) = (&self.q[tile * lane_len..][..lane_len], &self.d_out[tile * lane_len..][..lane_len]);
+                self.tiles.multiply(self.keys, steps, q, steps, self.scores[..keys].as_flattened_mut(), false);
+                self.tiles.multiply(self.values, steps, d_out, steps, self.dp[..keys].as_flattened_mut(), false);
+            }
+            let (column, half) = (index / 2 * TILE, index % 2);
+            let pairs = &mut self.ds_pairs[index * KEY_STEPS * TILE..][..KEY_STEPS * TILE];
+            amx::softmax_backward(
+                &self.tiles,
+                self.scores,
+                self.dp,
+                visible,
+                scale2,
+                &self.saved[tile],
+                half,
+                LANE_STEPS * TILE,
+                &mut self.p[column..],
+                &mut self.ds[column..],
+                pairs,
+            );
+            if visible.count > 0 {
+                let dq = self.dq[tile * dims..][..dims].as_flattened_mut();
+                let steps = visible.count.div_ceil(DEPTH);
+                self.tiles.multiply(self.keys_transposed, KEY_STEPS, pairs, steps, dq, true);
+            }
+        }
+        let pairs_at = first_tile / GROUP * self.dim_tiles * LANE_STEPS * TILE;
+        for dim_tile in 0..self.dim_tiles {
+            let at = pairs_at + dim_tile * LANE_STEPS * TILE;
+            let sums = dim_tile * BLOCK * 16..(dim_tile + 1) * BLOCK * 16;
+            let (dk, dv) = (&mut self.dk[sums.clone()], &mut self.dv[sums]);
+            self.tiles.multiply(self.p, LANE_STEPS, &self.d_out_pairs[at..], LANE_STEPS, dv, true);
+            self.tiles.multiply(self.ds, LANE_STEPS, &self.q_pairs[at..], LANE_STEPS, dk, true);
+        }
+    }
+
+    fn finish_key(&self, index: usize, scale: f32, dk: &mut [E], dv: &mut [E]) {
+        for (sums, scale, out) in [(&self.dk, scale, dk), (&self.dv, 1.0, dv)] {
+            for (dim_tile, out) in out.chunks_mut(16).enumerate() {
+                for (to, from) in out.iter_mut().zip(&sums[(dim_tile * BLOCK + index) * 16..]) {
+                    *to = E::from_f32(from * scale);
+                }
+            }
+        }
+    }
+
+    fn finish_query(&self, lane: usize, scale: f32, dq: &mut [E]) {
+        for (to, from) in dq.iter_mut().zip(&self.dq[lane / LANES * self.dim_tiles * 16..]) {
+            *to = E::from_f32(from[lane % LANES] * scale);
+        }
+    }
+}

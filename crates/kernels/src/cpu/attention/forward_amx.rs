@@ -1,0 +1,101 @@
+//! The forward pass's arithmetic on the AMX unit: bf16 operands, f32 sums, softmax in f32.
+//! Cost: per tile and block of 64 keys about 16 tile products for heads of 64, and 64 rows of softmax, which dominate.
+
+use super::amx::{self, DEPTH, KEY_STEPS, KEY_TILES, Pieces, TILE, Tiles};
+use super::forward::Unit;
+use super::lanes::{Lanes, Softmax, Visible};
+use super::{BLOCK, LANES};
+use crate::element::{Element, bf16};
+
+/// See the file's header.
+pub(super) struct AmxUnit<'s> {
+    tiles: Tiles,
+    head_dim: usize,
+    /// Operand tiles along a head: 32 dims each as depth, 16 each as rows.
+    steps: usize,
+    dim_tiles: usize,
+    /// Queries as they come, `[lane][steps * 32]`.
+    rows: &'s mut [bf16],
+    /// Queries as B, `[tile][steps]`.
+    q: &'s mut [bf16],
+    /// Sums of values, `[tile][dim]`.
+    out: &'s mut [Lanes],
+    keys: &'s mut [bf16],
+    values: &'s mut [bf16],
+    p: &'s mut [bf16],
+    scores: &'s mut [Lanes; BLOCK],
+    softmax: Vec<Softmax>,
+}
+
+impl<'s> AmxUnit<'s> {
+    /// f32 of scratch.
+    pub(super) fn scratch_len(tiles: usize, head_dim: usize) -> usize {
+        let (steps, dim_tiles) = (head_dim.div_ceil(DEPTH), head_dim.div_ceil(16));
+        let operands = 2 * tiles * steps + KEY_TILES * steps + dim_tiles * KEY_STEPS + KEY_STEPS;
+        operands * TILE / 2 + (tiles * dim_tiles * 16 + BLOCK) * LANES
+    }
+
+    /// For a task of `tiles` tiles.
+    pub(super) fn new(tiles: usize, head_dim: usize, scratch: &'s mut [f32]) -> Self {
+        let (steps, dim_tiles) = (head_dim.div_ceil(DEPTH), head_dim.div_ceil(16));
+        let mut pieces = Pieces(scratch);
+        let rows = pieces.tiles(tiles * steps);
+        rows.fill(bf16::ZERO);
+        let out = pieces.floats(tiles * dim_tiles * 16 * LANES).as_chunks_mut().0;
+        out.fill([0.0; LANES]);
+        Self {
+            tiles: Tiles::new(),
+            head_dim,
+            steps,
+            dim_tiles,
+            rows,
+            q: pieces.tiles(tiles * steps),
+            out,
+            keys: pieces.tiles(KEY_TILES * steps),
+            values: pieces.tiles(dim_tiles * KEY_STEPS),
+            p: pieces.tiles(KEY_STEPS),
+            scores: pieces.floats(BLOCK * LANES).as_chunks_mut().0.try_into().expect("a block of scores"),
+            softmax: vec![Softmax::EMPTY; tiles],
+        }
+    }
+}
+
+impl<E: Element> Unit<E> for AmxUnit<'_> {
+    fn load_query(&mut self, lane: usize, q: &[E]) {
+        self.rows[lane * self.steps * DEPTH..][..self.head_dim].copy_from_slice(bytemuck::cast_slice(q));
+    }
+
+    fn start(&mut self) {
+        let width = self.steps * DEPTH;
+        for (rows, q) in self.rows.chunks_exact(LANES * width).zip(self.q.chunks_exact_mut(self.steps * TILE)) {
+            amx::pack_lanes(&self.tiles, rows, width, q);
+        }
+    }
+
+    fn load_block(&mut self, k: &[E], v: &[E], strides: [usize; 2], count: usize) {
+        let (k, v) = (bytemuck::cast_slice(k), bytemuck::cast_slice(v));
+        amx::pack_rows(&self.tiles, k, strides[0], count, self.head_dim, self.keys);
+        amx::pack_rows_transposed(&self.tiles, v, strides[1], count, self.head_dim, self.values);
+    }
+
+    fn step(&mut self, tile: usize, visible: &Visible, scale2: f32) {
+        let q = &self.q[tile * self.steps * TILE..][..self.steps * TILE];
+        let out = &mut self.out[tile * self.dim_tiles * 16..][..self.dim_tiles * 16];
+        let keys = visible.count.next_multiple_of(16);
+        let scores = self.scores[..keys].as_flattened_mut();
+        self.tiles.multiply(self.keys, self.steps, q, self.steps, scores, false);
+        let state = &mut self.softmax[tile];
+        amx::softmax_step(&self.tiles, self.scores, visible, scale2, state, self.p, out);
+        let steps = visible.count.div_ceil(DEPTH);
+        self.tiles.multiply(self.values, KEY_STEPS, self.p, steps, out.as_flattened_mut(), true);
+    }
+
+    fn finish(&self, lane: usize, out: &mut [E]) -> f32 {
+        let (tile, lane) = (lane / LANES, lane % LANES);
+        let (inverse, lse) = self.softmax[tile].finish(lane);
+        for (to, from) in out.iter_mut().zip(&self.out[tile * self.dim_tiles * 16..]) {
+            *to = E::from_f32(from[lane] * inverse);
+        }
+        lse
+    }
+}
