@@ -3,6 +3,9 @@
 //! A room imports only rooms before it; a test holds that.
 #![forbid(unsafe_code)]
 
+/// Rows from built-in worlds and from files, in an order that can be resumed from one number.
+pub mod data;
+
 /// Turns a conversation into token ids, pixels and the tokens that count as its answer.
 pub mod prompt;
 

@@ -1,0 +1,247 @@
+//! Says what is in a data set and what is wrong with it: types, balance, duplicates, overlap between training and
+//! test, rationales that contradict their answer, images that cannot be read.
+//! Near duplicates (resized or re-encoded pictures) are not found; pictures are compared pixel by pixel.
+//! Cost: decodes every picture once, in parallel; rows of worlds are compared by their facts instead.
+
+use std::collections::{BTreeMap, HashMap};
+use std::fmt;
+
+use foveate_tasks::{Answer, ImageData, Row, World};
+use rayon::prelude::*;
+use serde::Serialize;
+
+use super::dataset::Dataset;
+
+/// The findings about one data set.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub struct Audit {
+    /// Rows.
+    pub num_rows: usize,
+    /// Rows left out when it was opened.
+    pub num_skipped: usize,
+    /// Rows by type of answer.
+    pub answer_types: BTreeMap<String, usize>,
+    /// Rows by task.
+    pub tasks: BTreeMap<String, usize>,
+    /// Rows by split.
+    pub splits: BTreeMap<String, usize>,
+    /// Rows by difficulty level.
+    pub levels: BTreeMap<u8, usize>,
+    /// The most frequent answer and its share: what the best blind answerer scores.
+    pub most_frequent: (String, f64),
+    /// Share of yes among the yes/no answers; absent if there are none.
+    pub yes_share: Option<f64>,
+    /// Share of each letter among single-letter answers.
+    pub letters: BTreeMap<String, f64>,
+    /// Longest question and rationale, in words.
+    pub longest_words: (usize, usize),
+    /// Rows without rationale.
+    pub num_without_rationale: usize,
+    /// Ids of rows whose image cannot be read, with the reason.
+    pub unreadable: Vec<(String, String)>,
+    /// Pairs of ids with the same images and the same question.
+    pub duplicates: Vec<(String, String)>,
+    /// Ids of rows whose rationale ends in another number than the answer, with that number.
+    pub contradictions: Vec<(String, String)>,
+}
+
+/// A test row that is in the training set as well.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Overlap {
+    /// Id in the training set.
+    pub train: String,
+    /// Id in the test set.
+    pub test: String,
+}
+
+/// Looks at every row.
+pub fn audit(dataset: &Dataset) -> Audit {
+    let rows: Vec<Row> = (0..dataset.len()).map(|index| dataset.text_row(index)).collect();
+    let keys = keys(&rows);
+    let mut audit = Audit { num_rows: rows.len(), num_skipped: dataset.skipped().len(), ..Audit::default() };
+    let (mut answers, mut letters) = (BTreeMap::<String, usize>::new(), BTreeMap::<String, usize>::new());
+    let (mut yes, mut yes_no) = (0, 0);
+    let mut first_with = HashMap::new();
+    for (row, key) in rows.iter().zip(keys) {
+        *audit.answer_types.entry(row.answer.kind().into()).or_default() += 1;
+        *audit.tasks.entry(row.task.clone()).or_default() += 1;
+        *audit.splits.entry(row.split.clone()).or_default() += 1;
+        *audit.levels.entry(row.level).or_default() += 1;
+        *answers.entry(row.answer.text()).or_default() += 1;
+        match &row.answer {
+            Answer::YesNo(answer) => {
+                yes_no += 1;
+                yes += usize::from(*answer);
+            }
+            Answer::Choice(all) if all.len() == 1 => *letters.entry(all[0].clone()).or_default() += 1,
+            _ => {}
+        }
+        let words = |text: &str| text.split_whitespace().count();
+        audit.longest_words.0 = audit.longest_words.0.max(words(&row.question));
+        audit.longest_words.1 = audit.longest_words.1.max(words(&row.rationale));
+        audit.num_without_rationale += usize::from(row.rationale.is_empty());
+        audit.contradictions.extend(contradiction(row).map(|number| (row.id.clone(), number)));
+        match key {
+            Err(reason) => audit.unreadable.push((row.id.clone(), reason)),
+            Ok(key) => match first_with.entry(key) {
+                std::collections::hash_map::Entry::Occupied(first) => {
+                    audit.duplicates.push((String::clone(first.get()), row.id.clone()));
+                }
+                std::collections::hash_map::Entry::Vacant(place) => {
+                    place.insert(row.id.clone());
+                }
+            },
+        }
+    }
+    let share = |count: usize, of: usize| count as f64 / of.max(1) as f64;
+    // Of equally frequent answers the last by name: any fixed rule will do.
+    if let Some((answer, count)) = answers.into_iter().max_by_key(|(_, count)| *count) {
+        audit.most_frequent = (answer, share(count, rows.len()));
+    }
+    audit.yes_share = (yes_no > 0).then(|| share(yes, yes_no));
+    let lettered: usize = letters.values().sum();
+    audit.letters = letters.into_iter().map(|(letter, count)| (letter, share(count, lettered))).collect();
+    audit
+}
+
+/// Test rows whose images and question are in the training set, whatever form the question has there.
+pub fn overlap(train: &Dataset, test: &Dataset) -> Vec<Overlap> {
+    let rows = |dataset: &Dataset| -> Vec<Row> { (0..dataset.len()).map(|i| dataset.text_row(i)).collect() };
+    let (train, test) = (rows(train), rows(test));
+    let mut known = HashMap::new();
+    for (row, key) in train.iter().zip(keys(&train)) {
+        if let Ok(key) = key {
+            known.entry(key).or_insert(&row.id);
+        }
+    }
+    let found = |(row, key): (&Row, Result<Key, String>)| {
+        let train = known.get(&key.ok()?)?;
+        Some(Overlap { train: train.to_string(), test: row.id.clone() })
+    };
+    test.iter().zip(keys(&test)).filter_map(found).collect()
+}
+
+/// What two equal rows share: their images and their question, normalised.
+type Key = (Vec<u64>, String);
+
+fn keys(rows: &[Row]) -> Vec<Result<Key, String>> {
+    rows.par_iter().map(|row| Ok((image_keys(row)?, question_key(row)))).collect()
+}
+
+/// Letters and digits in lower case, single spaces; the proposed answer of a judge form left out.
+fn question_key(row: &Row) -> String {
+    let judged = row.meta.get("format").and_then(|format| format.as_str()) == Some("judge");
+    let question = match row.question.rfind(" Is the answer ") {
+        Some(end) if judged => &row.question[..end],
+        _ => &row.question,
+    };
+    let kept = |c: char| if c.is_alphanumeric() || "+-*/=%".contains(c) { c } else { ' ' };
+    let lower: String = question.to_lowercase().chars().map(kept).collect();
+    lower.split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+fn image_keys(row: &Row) -> Result<Vec<u64>, String> {
+    // Equal facts of a world are equal scenes; this also finds a world's row again after `data make`.
+    if !row.facts.is_empty() && World::ALL.iter().any(|world| world.name() == row.task) {
+        return Ok(vec![hash(format!("{}\n{}", row.task, row.facts).as_bytes())]);
+    }
+    row.images.iter().map(image_key).collect()
+}
+
+fn image_key(image: &ImageData) -> Result<u64, String> {
+    let decoded = match image {
+        ImageData::Drawn(drawing) => return Ok(hash(&drawing.rgb) ^ u64::from(drawing.width)),
+        ImageData::Path(path) => image::open(path).map_err(|error| format!("{}: {error}", path.display()))?,
+        ImageData::Encoded(bytes) => image::load_from_memory(bytes).map_err(|error| error.to_string())?,
+    }
+    .to_rgb8();
+    Ok(hash(decoded.as_raw()) ^ u64::from(decoded.width()))
+}
+
+/// 64-bit FNV-1a.
+fn hash(bytes: &[u8]) -> u64 {
+    bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, &byte| (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3))
+}
+
+/// The last number of the rationale, if the answer is a number and another one.
+pub fn contradiction(row: &Row) -> Option<String> {
+    let Answer::Number(gold) = &row.answer else { return None };
+    let last = last_number(&row.rationale)?;
+    let value = |text: &str| text.trim().trim_end_matches('%').replace(',', "").parse::<f64>().ok();
+    let (gold, found) = (value(gold)?, value(&last)?);
+    ((gold - found).abs() > 1e-9 * gold.abs().max(1.0)).then_some(last)
+}
+
+/// The last run of digits, with its sign, decimals and thousands commas.
+fn last_number(text: &str) -> Option<String> {
+    let end = text.rfind(|c: char| c.is_ascii_digit())? + 1;
+    let inside = |c: char| c.is_ascii_digit() || c == '.' || c == ',';
+    let start =
+        text[..end].rfind(|c| !inside(c)).map_or(0, |at| at + text[at..].chars().next().map_or(1, char::len_utf8));
+    let digits = text[start..end].trim_start_matches(['.', ',']);
+    // A minus belongs to the number unless it stands between two operands.
+    let before = text[..end - digits.len()].strip_suffix('-');
+    let negative = before.is_some_and(|before| !before.trim_end().ends_with(|c: char| c.is_ascii_digit()));
+    Some(if negative { format!("-{digits}") } else { digits.to_string() })
+}
+
+impl fmt::Display for Audit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let counts = |map: &BTreeMap<String, usize>| {
+            map.iter()
+                .map(|(name, count)| format!("{} {count}", if name.is_empty() { "(none)" } else { name }))
+                .collect::<Vec<_>>()
+                .join(", ")
+        };
+        let by_number = |pairs: Vec<(String, usize)>| counts(&pairs.into_iter().collect());
+        writeln!(f, "rows            {} ({} skipped)", self.num_rows, self.num_skipped)?;
+        writeln!(f, "answers         {}", counts(&self.answer_types))?;
+        writeln!(f, "tasks           {}", counts(&self.tasks))?;
+        writeln!(f, "splits          {}", counts(&self.splits))?;
+        writeln!(f, "levels          {}", by_number(self.levels.iter().map(|(l, c)| (l.to_string(), *c)).collect()))?;
+        writeln!(f, "longest         question {} words, rationale {}", self.longest_words.0, self.longest_words.1)?;
+        writeln!(f, "no rationale    {}", self.num_without_rationale)?;
+        writeln!(f, "always {:<8} scores {:.1} %", self.most_frequent.0, 100.0 * self.most_frequent.1)?;
+        if let Some(share) = self.yes_share {
+            writeln!(f, "yes             {:.1} % of the yes/no answers", 100.0 * share)?;
+        }
+        if !self.letters.is_empty() {
+            let letters: Vec<String> =
+                self.letters.iter().map(|(letter, share)| format!("{letter} {:.1} %", 100.0 * share)).collect();
+            writeln!(f, "letters         {}", letters.join(", "))?;
+        }
+        findings(f, "unreadable images", &self.unreadable)?;
+        findings(f, "duplicates", &self.duplicates)?;
+        findings(f, "rationale ends in another number", &self.contradictions)
+    }
+}
+
+/// A count and the first ten cases.
+fn findings(f: &mut fmt::Formatter<'_>, title: &str, cases: &[(String, String)]) -> fmt::Result {
+    writeln!(f, "{title}: {}", cases.len())?;
+    for (one, other) in cases.iter().take(10) {
+        writeln!(f, "  {one}: {other}")?;
+    }
+    if cases.len() > 10 { writeln!(f, "  and {} more", cases.len() - 10) } else { Ok(()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_last_number_is_found_in_running_text() {
+        let cases = [
+            ("7 - 2 = 5.", Some("5")),
+            ("so 1,200.5 in all", Some("1,200.5")),
+            ("it is -3", Some("-3")),
+            ("7 -3", Some("3")),
+            ("about 3.", Some("3")),
+            ("caf\u{e9}7", Some("7")),
+            ("none", None),
+        ];
+        for (text, number) in cases {
+            assert_eq!(last_number(text).as_deref(), number, "{text}");
+        }
+    }
+}

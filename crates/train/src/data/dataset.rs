@@ -1,0 +1,319 @@
+//! Opens what `config` describes: picks rows, derives their form, joins sources, and hands out row `i`.
+//! Knows nothing of order; that is `questions`' work. Rows of worlds are drawn when asked for, rows of files are in
+//! memory. Cost: opening a file reads it once; a world costs nothing until a row is asked for.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use foveate_kernels::rng::Purpose;
+use foveate_tasks::derive::derive;
+use foveate_tasks::draws::Draws;
+use foveate_tasks::{Answer, Format, Quality, Row, Split, WorldSpec, row, row_without_images};
+
+use super::config::{Amount, DataSource, Sources, Take};
+use super::error::DataError;
+use super::files::{self, Reading};
+use super::questions::Order;
+
+/// All rows of one or several sources.
+#[derive(Clone, Debug, Default)]
+pub struct Dataset {
+    parts: Vec<Part>,
+    skipped: Vec<Skipped>,
+}
+
+/// A row that was left out, and why.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Skipped {
+    /// What is wrong, place included.
+    pub reason: String,
+}
+
+#[derive(Clone, Debug)]
+enum Part {
+    World { spec: WorldSpec, seed: u64, picked: Vec<u64> },
+    Rows(Vec<Row>),
+}
+
+impl Part {
+    fn len(&self) -> usize {
+        match self {
+            Part::World { picked, .. } => picked.len(),
+            Part::Rows(rows) => rows.len(),
+        }
+    }
+}
+
+/// What `random:` and derivation add to the key, so that they do not share draws with the order of questions.
+const PICK_STREAM: u32 = 0x7069_636b;
+const FILE_PART: u32 = 0x0066_696c;
+
+/// Opens all sources. Paths are relative to `base`; `seed` serves the sources that name none.
+pub fn open(sources: &Sources, base: &Path, seed: u64) -> Result<Dataset, DataError> {
+    let mut dataset = Dataset::default();
+    for source in &sources.0 {
+        dataset.add(source, base, source.seed.unwrap_or(seed))?;
+    }
+    if dataset.is_empty() {
+        let hint = "name at least one source, for example train = { task = \"counting\", rows = 1000 }";
+        return Err(DataError::Empty { what: "the list of sources".into(), hint: hint.into() });
+    }
+    Ok(dataset)
+}
+
+impl Dataset {
+    /// A data set of rows that are there already.
+    pub fn from_rows(rows: Vec<Row>) -> Self {
+        Self { parts: vec![Part::Rows(rows)], skipped: vec![] }
+    }
+
+    /// Number of rows.
+    pub fn len(&self) -> usize {
+        self.parts.iter().map(Part::len).sum()
+    }
+
+    /// Whether there are no rows; never so after [`open`].
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Row `index`, with its images.
+    pub fn row(&self, index: usize) -> Row {
+        match self.find(index) {
+            (Part::World { spec, seed, picked }, i) => row(spec, *seed, picked[i]),
+            (Part::Rows(rows), i) => rows[i].clone(),
+        }
+    }
+
+    /// Row `index`; a world's row comes without its images, which makes it cheap.
+    pub fn text_row(&self, index: usize) -> Row {
+        match self.find(index) {
+            (Part::World { spec, seed, picked }, i) => row_without_images(spec, *seed, picked[i]),
+            (Part::Rows(rows), i) => rows[i].clone(),
+        }
+    }
+
+    /// The rows that were left out.
+    pub fn skipped(&self) -> &[Skipped] {
+        &self.skipped
+    }
+
+    fn find(&self, index: usize) -> (&Part, usize) {
+        let mut rest = index;
+        for part in &self.parts {
+            if rest < part.len() {
+                return (part, rest);
+            }
+            rest -= part.len();
+        }
+        panic!("row {index} was asked for, there are {}", self.len());
+    }
+
+    fn add(&mut self, source: &DataSource, base: &Path, seed: u64) -> Result<(), DataError> {
+        match (source.task, &source.path) {
+            (Some(_), None) => self.parts.push(open_world(source, seed)?),
+            (None, Some(path)) => {
+                let part = self.open_file(source, &base.join(path), base, seed)?;
+                self.parts.push(part);
+            }
+            (Some(_), Some(path)) => {
+                return Err(unfit(
+                    format!("a source has both `task` and `path` ({})", path.display()),
+                    "make two sources of it: train = [{ task = .. }, { path = .. }]",
+                ));
+            }
+            (None, None) => {
+                return Err(unfit(
+                    "a source has neither `task` nor `path`",
+                    "write { task = \"counting\", rows = 1000 } or { path = \"rows.jsonl\" }",
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    fn open_file(&mut self, source: &DataSource, path: &Path, base: &Path, seed: u64) -> Result<Part, DataError> {
+        let refused = [
+            (source.rows.is_some(), "rows", "use take = \"first:N\" for a file"),
+            (source.size.is_some(), "size", "a file's images have their own sizes"),
+            (
+                source.rationale.is_some_and(|quality| quality != Quality::None),
+                "rationale",
+                "a file's rationales are used as they are; only rationale = \"none\" is possible",
+            ),
+        ];
+        if let Some((_, key, hint)) = refused.iter().find(|(given, _, _)| *given) {
+            return Err(unfit(
+                format!("`{key}` belongs to built-in worlds, not to the file {}", path.display()),
+                *hint,
+            ));
+        }
+        let path = file_of(path)?;
+        let folder = path.parent().unwrap_or(Path::new("")).to_path_buf();
+        let reading = Reading {
+            images: source.images.as_ref().map_or(folder, |images| base.join(images)),
+            path: path.clone(),
+            answer_type: source.answer_type,
+            on_bad_row: source.on_bad_row,
+        };
+        let (mut rows, bad) = files::read(&reading)?;
+        let num_read = rows.len();
+        self.skipped.extend(bad.iter().map(|error| Skipped { reason: error.to_string() }));
+        rows.retain(|row| {
+            source.split.as_ref().is_none_or(|split| *split == row.split)
+                && source.levels.as_ref().is_none_or(|levels| levels.contains(&row.level))
+        });
+        let golds = Golds::of(&rows);
+        let picked = pick(rows.len(), source.skip, source.take, seed);
+        let mut rows = keep(rows, &picked);
+        if source.rationale == Some(Quality::None) {
+            rows.iter_mut().for_each(|row| row.rationale.clear());
+        }
+        if source.format != Format::Open {
+            rows = self.derive_all(rows, source.format, &golds, seed);
+        }
+        if rows.is_empty() {
+            let hint = match (num_read, bad.first()) {
+                (0, Some(error)) => format!("all {} rows were skipped; the first: {error}", bad.len()),
+                (0, None) => "the file is empty; each line must hold one row".into(),
+                _ => format!("{num_read} rows were read, but split, levels, skip, take or format leave none"),
+            };
+            return Err(DataError::Empty { what: path.display().to_string(), hint });
+        }
+        Ok(Part::Rows(rows))
+    }
+
+    /// Rows for which no wrong answer can be found are left out and listed, as methods.md 3.1 asks.
+    fn derive_all(&mut self, rows: Vec<Row>, format: Format, golds: &Golds, seed: u64) -> Vec<Row> {
+        let mut derived = Vec::with_capacity(rows.len());
+        for open in rows {
+            // Keyed by the place among the kept rows: the balance within neighbours stays exact.
+            let index = derived.len() as u64;
+            let candidates = golds.candidates(&open, seed, index);
+            match derive(&open, format, &candidates, seed, FILE_PART, index) {
+                Some(row) => derived.push(row),
+                None => self.skipped.push(Skipped {
+                    reason: format!("row {}: no plausible wrong answer for the format {}", open.id, format.name()),
+                }),
+            }
+        }
+        derived
+    }
+}
+
+fn unfit(problem: impl Into<String>, hint: impl Into<String>) -> DataError {
+    DataError::Source { problem: problem.into(), hint: hint.into() }
+}
+
+fn open_world(source: &DataSource, seed: u64) -> Result<Part, DataError> {
+    let world = source.task.expect("the caller looked");
+    if source.answer_type.is_some() || source.images.is_some() {
+        return Err(unfit(
+            format!("`answer_type` and `images` belong to files, not to the world {}", world.name()),
+            "leave them out",
+        ));
+    }
+    let split = match source.split.as_deref() {
+        None | Some("train") => Split::Train,
+        Some("id") => Split::Id,
+        Some("ood") => Split::Ood,
+        Some(other) => {
+            return Err(unfit(
+                format!("the world {} has no split `{other}`", world.name()),
+                "its splits are train, id (same distribution, other scenes) and ood (shifted)",
+            ));
+        }
+    };
+    let mut spec = WorldSpec::new(world, split);
+    spec.format = source.format;
+    if let Some(levels) = &source.levels {
+        spec.levels = levels.clone();
+    }
+    if let Some(quality) = source.rationale {
+        spec.rationale = quality;
+    }
+    if let Some(size) = source.size {
+        spec.size = size;
+    }
+    spec.check()?;
+    let rows = source.rows.unwrap_or(1000);
+    if rows > u64::from(u32::MAX) {
+        return Err(unfit(format!("{rows} rows are too many"), "a world gives up to 4294967295"));
+    }
+    let picked = pick(rows as usize, source.skip, source.take, seed);
+    if picked.is_empty() {
+        let hint = format!("rows = {rows}, skip = {}, take = {} leave none", source.skip, source.take);
+        return Err(DataError::Empty { what: format!("the world {}", world.name()), hint });
+    }
+    Ok(Part::World { spec, seed, picked })
+}
+
+/// A folder written by `data make` stands for the rows in it.
+fn file_of(path: &Path) -> Result<PathBuf, DataError> {
+    let path = if path.is_dir() { path.join(super::write::ROWS) } else { path.to_path_buf() };
+    match path.extension().and_then(|extension| extension.to_str()) {
+        Some(kind @ ("parquet" | "arrow" | "csv" | "tsv")) => Err(unfit(
+            format!("{}: {kind} files cannot be read", path.display()),
+            "convert it to JSONL, one row a line with question, answer and image paths",
+        )),
+        _ => Ok(path),
+    }
+}
+
+/// Indices after `skip` and `take`, ascending.
+fn pick(total: usize, skip: Amount, take: Take, seed: u64) -> Vec<u64> {
+    let start = skip.of(total);
+    let rest = total - start;
+    let range = match take {
+        Take::All => start..total,
+        Take::First(amount) => start..start + amount.of(rest),
+        Take::End(amount) => total - amount.of(rest)..total,
+        Take::Random(amount) => {
+            let order = Order::shuffled(rest, seed, PICK_STREAM);
+            let mut picked: Vec<u64> =
+                (0..amount.of(rest) as u64).map(|position| (start + order.row_at(position)) as u64).collect();
+            picked.sort_unstable();
+            return picked;
+        }
+    };
+    range.map(|index| index as u64).collect()
+}
+
+fn keep(rows: Vec<Row>, picked: &[u64]) -> Vec<Row> {
+    let mut wanted = picked.iter().copied().peekable();
+    let kept = |(index, row): (usize, Row)| wanted.next_if_eq(&(index as u64)).map(|_| row);
+    rows.into_iter().enumerate().filter_map(kept).collect()
+}
+
+/// Right answers of a file by task and type: the wrong options of other rows.
+struct Golds(BTreeMap<(String, &'static str), Vec<String>>);
+
+/// So many other golds are looked at per row; more would make opening quadratic.
+const CANDIDATES: usize = 48;
+
+impl Golds {
+    fn of(rows: &[Row]) -> Self {
+        let mut golds: BTreeMap<(String, &'static str), Vec<String>> = BTreeMap::new();
+        for row in rows {
+            let texts = match &row.answer {
+                Answer::Labels(labels) => labels.clone(),
+                answer => vec![answer.text()],
+            };
+            golds.entry((row.task.clone(), row.answer.kind())).or_default().extend(texts);
+        }
+        for texts in golds.values_mut() {
+            texts.sort_unstable();
+            texts.dedup();
+        }
+        Self(golds)
+    }
+
+    fn candidates(&self, row: &Row, seed: u64, index: u64) -> Vec<String> {
+        let Some(texts) = self.0.get(&(row.task.clone(), row.answer.kind())) else { return vec![] };
+        if texts.len() <= CANDIDATES {
+            return texts.clone();
+        }
+        let mut draws = Draws::new(seed, Purpose::Derivation, FILE_PART ^ 1, index);
+        (0..CANDIDATES).map(|_| texts[draws.below(texts.len())].clone()).collect()
+    }
+}
