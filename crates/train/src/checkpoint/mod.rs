@@ -107,8 +107,10 @@ pub struct State {
     pub stage_step: u64,
     /// Optimiser steps done in that stage.
     pub optimizer_step: u64,
-    /// Position of the stage's data, in the data room's own words.
-    pub data: serde_json::Value,
+    /// Position in the stage's data: questions asked so far. The order follows from the seed.
+    pub position: u64,
+    /// What the stage carries from step to step beside weights and moments, in the loops' own words.
+    pub controls: serde_json::Value,
     /// Length of every log file at this step; logs are cut back to it on resume.
     pub logs: BTreeMap<String, u64>,
     /// The instruction set that computed the weights: bits differ between paths, never within one.
@@ -271,7 +273,8 @@ mod tests {
             stage: 0,
             stage_step: step,
             optimizer_step: step,
-            data: serde_json::Value::Null,
+            position: 0,
+            controls: serde_json::Value::Null,
             logs: BTreeMap::new(),
             instruction_set: "test".into(),
             files: BTreeMap::new(),

@@ -72,6 +72,15 @@ pub struct DataSource {
     /// How many rows at the start are left out: `N` or `N%`.
     #[serde(default)]
     pub skip: Amount,
+    /// Pre-training material about a world's pictures in place of its questions: so many rows about each picture
+    /// (descriptions, counts, readings, one-step questions). They share the picture, so more rows cost little; 8 is a
+    /// good start. Supervised stages take whole pictures: `questions_per_step` counts pictures then.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub primer: Option<usize>,
+    /// With `primer`: share of rows that are several-step questions with a worked rationale, 0.05 if not given. From
+    /// about 0.2 on, little is left for reinforcement to teach.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub multi_step_share: Option<f64>,
     /// Type of the file's plain answers, where guessing it from their form would go wrong (text answers that look like
     /// numbers, for instance).
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use foveate_kernels::rng::Purpose;
 use foveate_tasks::derive::derive;
 use foveate_tasks::draws::Draws;
-use foveate_tasks::{Answer, Format, Quality, Row, Split, WorldSpec, row, row_without_images};
+use foveate_tasks::{Answer, Format, PrimerSpec, Quality, Row, Split, WorldSpec, primer, row, row_without_images};
 
 use super::config::{Amount, DataSource, Sources, Take};
 use super::error::DataError;
@@ -31,14 +31,24 @@ pub struct Skipped {
 
 #[derive(Clone, Debug)]
 enum Part {
-    World { spec: WorldSpec, seed: u64, picked: Vec<u64> },
+    World {
+        spec: WorldSpec,
+        seed: u64,
+        picked: Vec<u64>,
+    },
+    /// One entry per picture; its rows are made together.
+    Primer {
+        spec: PrimerSpec,
+        seed: u64,
+        picked: Vec<u64>,
+    },
     Rows(Vec<Row>),
 }
 
 impl Part {
     fn len(&self) -> usize {
         match self {
-            Part::World { picked, .. } => picked.len(),
+            Part::World { picked, .. } | Part::Primer { picked, .. } => picked.len(),
             Part::Rows(rows) => rows.len(),
         }
     }
@@ -81,6 +91,7 @@ impl Dataset {
     pub fn row(&self, index: usize) -> Row {
         match self.find(index) {
             (Part::World { spec, seed, picked }, i) => row(spec, *seed, picked[i]),
+            (Part::Primer { spec, seed, picked }, i) => primer(spec, *seed, picked[i]).swap_remove(0),
             (Part::Rows(rows), i) => rows[i].clone(),
         }
     }
@@ -89,7 +100,16 @@ impl Dataset {
     pub fn text_row(&self, index: usize) -> Row {
         match self.find(index) {
             (Part::World { spec, seed, picked }, i) => row_without_images(spec, *seed, picked[i]),
+            (Part::Primer { .. }, _) => self.row(index),
             (Part::Rows(rows), i) => rows[i].clone(),
+        }
+    }
+
+    /// All rows at `index`: one, or those that a primer makes about one picture and that share its drawing.
+    pub fn rows_at(&self, index: usize) -> Vec<Row> {
+        match self.find(index) {
+            (Part::Primer { spec, seed, picked }, i) => primer(spec, *seed, picked[i]),
+            _ => vec![self.row(index)],
         }
     }
 
@@ -236,6 +256,12 @@ fn open_world(source: &DataSource, seed: u64) -> Result<Part, DataError> {
         spec.size = size;
     }
     spec.check()?;
+    if let Some(rows_per_image) = source.primer {
+        return open_primer(source, &spec, rows_per_image, seed);
+    }
+    if source.multi_step_share.is_some() {
+        return Err(unfit("`multi_step_share` belongs to a primer", "add primer = 8, or leave it out"));
+    }
     let rows = source.rows.unwrap_or(1000);
     if rows > u64::from(u32::MAX) {
         return Err(unfit(format!("{rows} rows are too many"), "a world gives up to 4294967295"));
@@ -246,6 +272,33 @@ fn open_world(source: &DataSource, seed: u64) -> Result<Part, DataError> {
         return Err(DataError::Empty { what: format!("the world {}", world.name()), hint });
     }
     Ok(Part::World { spec, seed, picked })
+}
+
+/// Pre-training material: one entry per picture.
+fn open_primer(source: &DataSource, world: &WorldSpec, rows_per_image: usize, seed: u64) -> Result<Part, DataError> {
+    let share = source.multi_step_share.unwrap_or(0.05);
+    if !(1..=64).contains(&rows_per_image) || !(0.0..=1.0).contains(&share) {
+        return Err(unfit(
+            format!("primer = {rows_per_image} with multi_step_share = {share} is out of range"),
+            "1 to 64 rows about each picture, and a share from 0 to 1; primer = 8 is a good start",
+        ));
+    }
+    let own = source.levels.is_some() || source.format != Format::Open || source.rationale.is_some();
+    if own || world.split != Split::Train {
+        return Err(unfit(
+            "a primer has no split, levels, format or rationale of its own",
+            "leave them out; its material comes from the scenes of `train`",
+        ));
+    }
+    let pictures = source.rows.unwrap_or(1000).div_ceil(rows_per_image as u64).min(u64::from(u32::MAX));
+    let picked = pick(pictures as usize, source.skip, source.take, seed);
+    if picked.is_empty() {
+        let hint = format!("skip = {}, take = {} leave none of {pictures} pictures", source.skip, source.take);
+        return Err(DataError::Empty { what: format!("the primer of {}", world.world.name()), hint });
+    }
+    let mut spec = PrimerSpec::new(world.world);
+    (spec.rows_per_image, spec.multi_step_share, spec.size) = (rows_per_image, share, world.size);
+    Ok(Part::Primer { spec, seed, picked })
 }
 
 /// A folder written by `data make` stands for the rows in it.

@@ -1,2 +1,202 @@
-//! recipe
+//! A recipe as it was typed: every key, nothing decided, nothing opened.
+//! Each room declares its own settings; here they are put together. Unknown keys are refused with the nearest known
+//! one. Cost: none.
+
 pub mod parse;
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use foveate_model::{Precision, Trainable};
+use serde::de::{self, MapAccess, Visitor, value::MapAccessDeserializer};
+use serde::{Deserialize, Deserializer, Serialize};
+
+use crate::ask::{AskConfig, TargetConfig};
+use crate::checkpoint::CheckpointConfig;
+use crate::data::Sources;
+use crate::eval::EvalConfig;
+use crate::fresh::NewModel;
+use crate::optim::OptimSpec;
+use crate::report::ReportConfig;
+use crate::reward::{Compat, RewardSpec, Unknown};
+use crate::rollout::SamplingConfig;
+use crate::update::{AdvantageSpec, RuleSpec, SelectorSpec};
+use parse::RecipeError;
+
+/// What a recipe says.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RawRecipe {
+    /// Names the run and its folder.
+    pub name: String,
+    /// Key of all randomness. Same recipe, same seed, same kind of machine: same bytes.
+    pub seed: Option<u64>,
+    /// Where the run starts: `"minnow"` (built in), a folder in Hugging Face layout, or a new model.
+    pub model: ModelRef,
+    /// Where it computes: `cpu` or `auto`.
+    pub device: Option<String>,
+    /// Number type of matrix operands: `auto`, `bf16`, `f32`. `auto` is bf16 where the machine is fast at it.
+    pub precision: Option<Precision>,
+    /// Reproduces a published system, quirks included, in every reward that does not say otherwise.
+    pub compat: Option<Compat>,
+    /// Questions to learn from and to be tested on.
+    pub data: RawData,
+    /// Evaluation before and after.
+    pub eval: Option<EvalConfig>,
+    /// When checkpoints are written.
+    pub checkpoint: Option<CheckpointConfig>,
+    /// What is written down beside the metrics.
+    pub report: Option<ReportConfig>,
+    /// The stages, in order.
+    pub stage: Vec<RawStage>,
+
+    // What stages share: a stage that does not say otherwise takes these.
+    /// See [`RawStage::prompt`].
+    pub prompt: Option<AskConfig>,
+    /// See [`RawStage::target`].
+    pub target: Option<TargetConfig>,
+    /// See [`RawStage::questions_per_step`].
+    pub questions_per_step: Option<u32>,
+    /// See [`RawStage::answers_per_question`].
+    pub answers_per_question: Option<u32>,
+    /// See [`RawStage::updates`].
+    pub updates: Option<u32>,
+    /// See [`RawStage::tokens_per_batch`].
+    pub tokens_per_batch: Option<usize>,
+    /// See [`RawStage::sampling`].
+    pub sampling: Option<SamplingConfig>,
+    /// See [`RawStage::rewards`].
+    pub rewards: Option<Vec<RewardSpec>>,
+    /// See [`RawStage::unknown`].
+    pub unknown: Option<Unknown>,
+    /// See [`RawStage::advantage`].
+    pub advantage: Option<AdvantageSpec>,
+    /// See [`RawStage::selector`].
+    pub selector: Option<SelectorSpec>,
+    /// See [`RawStage::rule`].
+    pub rule: Option<RuleSpec>,
+    /// See [`RawStage::optim`].
+    pub optim: Option<OptimSpec>,
+    /// See [`RawStage::train`].
+    pub train: Option<Trainable>,
+}
+
+/// Data of a recipe.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RawData {
+    /// What stages without data of their own learn from: one source or a list.
+    pub train: Option<Sources>,
+    /// Test suites by name, for instance `id` and `ood`.
+    #[serde(default)]
+    pub test: BTreeMap<String, Sources>,
+}
+
+/// One stage as it was typed.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RawStage {
+    /// Names the stage in logs.
+    pub name: Option<String>,
+    /// Data of this stage, if not the recipe's `data.train`.
+    pub data: Option<Sources>,
+    /// Weights it starts from: `previous` (the default), `base`, or a folder.
+    pub start: Option<String>,
+    /// Frozen model of the KL term: `stage_start` (the default) or `base`. Loaded only if the rule has a KL term.
+    pub reference: Option<Reference>,
+    /// Optimiser steps (rollout batches, for reinforcement). Give this or `epochs`.
+    pub steps: Option<u64>,
+    /// Passes over the data. Give this or `steps`.
+    pub epochs: Option<f64>,
+    /// How a row is put to the model.
+    pub prompt: Option<AskConfig>,
+    /// What a supervised or memorised answer looks like.
+    pub target: Option<TargetConfig>,
+    /// Questions (rows, for supervised stages) of one step. More gives a steadier gradient and costs time in
+    /// proportion; 16 is a good start for reinforcement, 32 to 64 for supervision.
+    pub questions_per_step: Option<u32>,
+    /// Answers sampled per question. More gives a steadier baseline and costs sampling time in proportion; 8 is a good
+    /// start, 4 the least that works well.
+    pub answers_per_question: Option<u32>,
+    /// Optimiser steps that the answers of one step are split over. 1 keeps learning exactly on-policy; more saves
+    /// sampling time and lets clipping matter.
+    pub updates: Option<u32>,
+    /// Packed tokens of one forward pass. Bounds memory; changes neither gradients nor results beyond rounding.
+    pub tokens_per_batch: Option<usize>,
+    /// How answers are drawn.
+    pub sampling: Option<SamplingConfig>,
+    /// Terms of the reward.
+    pub rewards: Option<Vec<RewardSpec>>,
+    /// What happens to an answer with an unknown reward.
+    pub unknown: Option<Unknown>,
+    /// From rewards to advantages.
+    pub advantage: Option<AdvantageSpec>,
+    /// Explore, memorise or skip, per group.
+    pub selector: Option<SelectorSpec>,
+    /// The update rule; `sft` makes this a supervised stage.
+    pub rule: Option<RuleSpec>,
+    /// Optimiser and schedule.
+    pub optim: Option<OptimSpec>,
+    /// Which parts of the model learn.
+    pub train: Option<Trainable>,
+}
+
+/// Frozen model of the KL term.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Reference {
+    /// The weights at the start of the stage.
+    #[default]
+    StageStart,
+    /// The weights at the start of the run.
+    Base,
+}
+
+/// Where a run starts.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(untagged)]
+pub enum ModelRef {
+    /// `"minnow"` or a folder.
+    Named(String),
+    /// A model with random weights.
+    New {
+        /// Its architecture.
+        new: NewModel,
+    },
+}
+
+// By hand, because an untagged enum would answer every typing error with "did not match any variant".
+impl<'de> Deserialize<'de> for ModelRef {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        #[derive(Deserialize)]
+        #[serde(deny_unknown_fields)]
+        struct Table {
+            new: NewModel,
+        }
+        struct Either;
+        impl<'de> Visitor<'de> for Either {
+            type Value = ModelRef;
+
+            fn expecting(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
+                f.write_str("\"minnow\", a folder, or a table [model.new]")
+            }
+
+            fn visit_str<E: de::Error>(self, name: &str) -> Result<ModelRef, E> {
+                Ok(ModelRef::Named(name.to_string()))
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<ModelRef, A::Error> {
+                Ok(ModelRef::New { new: Table::deserialize(MapAccessDeserializer::new(map))?.new })
+            }
+        }
+        deserializer.deserialize_any(Either)
+    }
+}
+
+/// Reads a recipe file; `sets` are `key=value` pairs that replace what it says.
+pub fn read(file: &Path, sets: &[String]) -> Result<RawRecipe, RecipeError> {
+    let text = std::fs::read_to_string(file).map_err(|error| {
+        RecipeError::new(file, format!("cannot be read: {error}"), "recipes are TOML files; see recipes/".to_string())
+    })?;
+    parse::parse(file, &text, sets)
+}

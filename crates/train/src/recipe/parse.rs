@@ -32,6 +32,14 @@ impl RecipeError {
     }
 }
 
+/// A single value, written as `value = ..`: for settings that stand on the command line.
+#[derive(Debug, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Wrapped<T> {
+    /// The value.
+    pub value: T,
+}
+
 /// Reads `text`, the content of `file`, as a `T`, after replacing the values named in `sets` (`key.path=value`).
 pub fn parse<T: DeserializeOwned>(file: &Path, text: &str, sets: &[String]) -> Result<T, RecipeError> {
     let as_typed = toml::from_str::<T>(text).map_err(|error| explain(file, text, &error));

@@ -8,8 +8,9 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use super::chart::{Line, Mark, escape, lines, number, shares};
-use super::records::{AnswerRecord, Evaluation, SampleRecord, Scores, StepRecord, SuiteScore};
+use super::records::{AnswerRecord, SampleRecord, StepRecord};
 use crate::checkpoint::durable::{FileError, read_file, write_file};
+use crate::eval::records::{Evaluation, Scores, SuiteScore};
 
 /// Groups that the gallery shows.
 const GALLERY: usize = 24;

@@ -1,0 +1,118 @@
+//! `foveate eval`: scores a model on questions, greedily.
+
+use std::path::{Path, PathBuf};
+
+use foveate_model::Precision;
+use foveate_train::ask::AskConfig;
+use foveate_train::checkpoint::durable::write_with;
+use foveate_train::eval::{EvalConfig, score_suite};
+use foveate_train::report::page::percent;
+use foveate_train::rollout::SamplingConfig;
+use foveate_train::{data, recipe};
+use indicatif::ProgressBar;
+
+use crate::failure::failure;
+use crate::load::{self, ModelArgs};
+
+/// Arguments of `foveate eval`.
+#[derive(clap::Args)]
+pub struct Args {
+    /// A folder in Hugging Face layout, or the name of a built-in model
+    model: String,
+    /// Questions: a recipe (its test suites), a file of rows, or a source such as '{ task = "counting", split = "id" }'
+    #[arg(long)]
+    data: Vec<String>,
+    /// Longest answer in tokens
+    #[arg(long, default_value_t = 128)]
+    max_new_tokens: u32,
+    /// Text put after each question
+    #[arg(long, default_value = "")]
+    suffix: String,
+    /// Write every answer there, one JSON object a line
+    #[arg(long)]
+    output: Option<PathBuf>,
+    /// Number type of matrix operands
+    #[arg(long)]
+    precision: Option<load::PrecisionArg>,
+    /// Seed of built-in worlds
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+}
+
+/// Prints accuracy per suite and level, with 95 % intervals.
+pub fn run(args: Args) -> anyhow::Result<()> {
+    if args.data.is_empty() {
+        return Err(failure(
+            "no questions are given",
+            "add --data '{ task = \"counting\", split = \"id\", rows = 200 }'",
+        ));
+    }
+    let mut suites = Vec::new();
+    for text in &args.data {
+        suites.extend(suites_of(text, args.seed)?);
+    }
+    let model = ModelArgs { model: args.model.clone(), precision: args.precision };
+    let (mut policy, prompter) = load::open(&model, Precision::Auto)?;
+    let sampling = SamplingConfig { max_new_tokens: args.max_new_tokens, ..SamplingConfig::default() }.greedy();
+    let config = EvalConfig { sampling, ..EvalConfig::default() };
+    let ask = AskConfig { suffix: args.suffix.clone(), ..AskConfig::default() };
+    let mut answers = Vec::new();
+    for (name, rows) in &suites {
+        let bar = ProgressBar::new(rows.len() as u64);
+        let mut progress = |done| bar.set_position(done as u64);
+        let (score, predictions) = score_suite(&mut policy, &prompter, rows, &ask, &config, args.seed, &mut progress)?;
+        bar.finish_and_clear();
+        let [low, high] = score.interval;
+        println!(
+            "{name}: {} [{:.1}, {:.1}]  {} of {}, {} without a readable answer, {} cut off",
+            percent(score.accuracy),
+            100.0 * low,
+            100.0 * high,
+            score.num_correct,
+            score.num_rows,
+            percent(score.unreadable_fraction),
+            percent(score.truncated_fraction)
+        );
+        for (level, score) in score.levels.iter().filter(|_| score.levels.len() > 1) {
+            println!("  level {level}: {} ({} of {})", percent(score.accuracy), score.num_correct, score.num_rows);
+        }
+        answers.extend(predictions);
+    }
+    if let Some(output) = &args.output {
+        write_with(output, |writer| {
+            answers.iter().try_for_each(|answer| {
+                serde_json::to_writer(&mut *writer, answer)?;
+                writer.write_all(b"\n")
+            })
+        })?;
+    }
+    Ok(())
+}
+
+/// The suites that one `--data` stands for.
+fn suites_of(text: &str, seed: u64) -> anyhow::Result<Vec<(String, data::Dataset)>> {
+    let here = Path::new("");
+    if text.trim_start().starts_with(['{', '[']) {
+        let file = Path::new("--data");
+        let sources: recipe::parse::Wrapped<data::Sources> =
+            recipe::parse::parse(file, &format!("value = {text}"), &[])?;
+        return Ok(vec![("data".to_string(), data::open(&sources.value, here, seed)?)]);
+    }
+    let path = Path::new(text);
+    if path.extension().is_some_and(|extension| extension == "toml") {
+        let raw = recipe::read(path, &[])?;
+        let base = path.parent().unwrap_or(here);
+        let seed = raw.seed.unwrap_or(seed);
+        let mut suites = Vec::new();
+        for (name, sources) in &raw.data.test {
+            suites.push((name.clone(), data::open(sources, base, seed)?));
+        }
+        if suites.is_empty() {
+            return Err(failure(format!("{text} has no test suites"), "add [data.test] to it, or name a file of rows"));
+        }
+        return Ok(suites);
+    }
+    let sources = data::Sources(vec![data::DataSource::file(path)]);
+    let name = path.file_stem().map_or("data".to_string(), |stem| stem.to_string_lossy().into_owned());
+    Ok(vec![(name, data::open(&sources, here, seed)?)])
+}

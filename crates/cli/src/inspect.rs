@@ -1,0 +1,55 @@
+//! `foveate model inspect`: what a checkpoint is, in numbers.
+
+use clap::Subcommand;
+use foveate_model::Precision;
+
+use crate::load::{self, ModelArgs};
+
+/// Arguments of `foveate model`.
+#[derive(clap::Args)]
+pub struct Args {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Show family, sizes and tokens of a model
+    Inspect {
+        /// A folder in Hugging Face layout, or the name of a built-in model
+        model: String,
+        /// List every tensor
+        #[arg(long)]
+        tensors: bool,
+    },
+}
+
+/// Prints a short table.
+pub fn run(args: Args) -> anyhow::Result<()> {
+    let Command::Inspect { model, tensors } = args.command;
+    let (policy, prompter) = load::open(&ModelArgs { model, precision: None }, Precision::F32)?;
+    let about = policy.description();
+    let line = |name: &str, value: String| println!("{name:<22}{value}");
+    line("family", about.family.to_string());
+    let millions = |count: usize| format!("{:.2} M", count as f64 / 1e6);
+    line("parameters", millions(about.num_parameters.iter().sum()));
+    for (name, count) in ["  vision", "  connector", "  language"].iter().zip(about.num_parameters) {
+        line(name, millions(count));
+    }
+    line("decoder", format!("{} layers, width {}", about.num_layers, about.width));
+    line("vocabulary", about.vocabulary.to_string());
+    line("positions", about.max_positions.to_string());
+    if let Some(side) = about.tile_side {
+        line("tile", format!("{side} x {side} pixels, {} tokens", about.features_per_tile));
+    }
+    line("cache", format!("{} bytes per token", about.cache_bytes_per_token));
+    let token = |id: &u32| prompter.codec().token(*id).unwrap_or_default();
+    line("ends an answer", prompter.end_ids().iter().map(token).collect::<Vec<_>>().join(" "));
+    line("never sampled", format!("{} ids", prompter.banned_ids().len()));
+    if tensors {
+        for info in policy.parameters() {
+            println!("{:?} {} {:?}", info.part, info.name, info.shape);
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,175 @@
+//! `foveate train RECIPE`: runs a recipe, shows how it goes, and says what came of it.
+
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use foveate_kernels::{interrupt, isa};
+use foveate_train::report::page::{RunFiles, duration, percent, remarks};
+use foveate_train::session::Event;
+use foveate_train::{recipe, run, train};
+use indicatif::{ProgressBar, ProgressStyle};
+
+/// Arguments of `foveate train`.
+#[derive(clap::Args)]
+pub struct Args {
+    /// The recipe, a TOML file; see recipes/
+    recipe: PathBuf,
+    /// Replace a value of the recipe, for example --set stage.0.steps=50 --set seed=2
+    #[arg(long, value_name = "KEY=VALUE")]
+    set: Vec<String>,
+    /// Go on with an interrupted run
+    #[arg(long)]
+    resume: bool,
+    /// Folder of the run [default: runs/<name of the recipe>]
+    #[arg(long, value_name = "FOLDER")]
+    out: Option<PathBuf>,
+}
+
+/// Resolves the recipe, trains, and prints the final table.
+pub fn run(args: Args) -> anyhow::Result<()> {
+    isa::check()?;
+    let raw = recipe::read(&args.recipe, &args.set)?;
+    let run = run::resolve(&args.recipe, raw)?;
+    let folder = args.out.clone().unwrap_or_else(|| PathBuf::from("runs").join(&run.name));
+    interrupt::install();
+    let mut screen = Screen::new(run.num_steps());
+    let began = Instant::now();
+    let outcome = train::train(&run, &folder, args.resume, &mut |event| screen.show(event))?;
+    screen.bar.finish_and_clear();
+    if outcome.interrupted {
+        println!("stopped after step {} of {}; everything is saved", outcome.step, run.num_steps());
+        println!("go on with: {}", resume_command(&args));
+        return Ok(());
+    }
+    summary(&RunFiles::read(&folder)?, began.elapsed());
+    println!("report: {}", outcome.page.display());
+    Ok(())
+}
+
+/// The command that goes on with this run.
+fn resume_command(args: &Args) -> String {
+    let mut words = vec!["foveate train".to_string(), args.recipe.display().to_string()];
+    words.extend(args.set.iter().map(|set| format!("--set {set}")));
+    words.extend(args.out.iter().map(|out| format!("--out {}", out.display())));
+    words.push("--resume".to_string());
+    words.join(" ")
+}
+
+/// The progress bar and the lines above it.
+struct Screen {
+    bar: ProgressBar,
+    /// A plain line now and then where there is no terminal.
+    plain: Option<Instant>,
+    num_steps: u64,
+}
+
+/// Time between plain lines.
+const PLAIN_EVERY: Duration = Duration::from_secs(10);
+
+impl Screen {
+    fn new(num_steps: u64) -> Self {
+        let bar = ProgressBar::new(num_steps);
+        bar.set_style(
+            ProgressStyle::with_template("{bar:28.green} {pos}/{len} · {msg} · {eta} left")
+                .expect("the template is constant"),
+        );
+        let plain = bar.is_hidden().then(Instant::now);
+        Self { bar, plain, num_steps }
+    }
+
+    fn say(&self, line: String) {
+        if self.plain.is_some() { println!("{line}") } else { self.bar.println(line) }
+    }
+
+    fn show(&mut self, event: Event) {
+        match event {
+            Event::Started { model, operand, step } => {
+                let parameters = model.num_parameters.iter().sum::<usize>() as f64 / 1e6;
+                self.say(format!("{} with {parameters:.2} M parameters, computing in {operand}", model.family));
+                if step > 0 {
+                    self.say(format!("going on after step {step}"));
+                    self.bar.set_position(step);
+                    self.bar.reset_eta();
+                }
+            }
+            Event::Stage { stage, .. } => self.say(format!("stage {}: {} steps", stage.name, stage.steps)),
+            Event::Sampling { unfinished, total } => {
+                self.bar.set_message(format!("sampling, {unfinished} of {total} left"))
+            }
+            Event::Scoring { suite, done, total } => self.bar.set_message(format!("evaluating {suite} {done}/{total}")),
+            Event::Step(record) => {
+                let get = |name: &str| record.metrics.get(name).copied();
+                let mut parts = Vec::new();
+                parts.extend(get("update/loss_sft").map(|loss| format!("loss {loss:.3}")));
+                parts.extend(get("reward/mean").map(|reward| format!("reward {reward:.2}")));
+                parts.extend(get("reward/accuracy/mean").map(|share| format!("right {}", percent(share))));
+                parts.extend(get("mode/memorise_fraction").map(|share| format!("memorised {}", percent(share))));
+                parts.extend(get("time/tokens_per_sec").map(|speed| format!("{speed:.0} tokens/s")));
+                let message = parts.join(" · ");
+                self.bar.set_position(record.step);
+                if self.plain.is_some_and(|last| last.elapsed() >= PLAIN_EVERY || record.step == 1) {
+                    println!("step {}/{} · {message}", record.step, self.num_steps);
+                    self.plain = Some(Instant::now());
+                }
+                self.bar.set_message(message);
+            }
+            Event::Evaluated(evaluation) => {
+                for (suite, score) in &evaluation.suites {
+                    self.say(format!(
+                        "{} · {suite}: {} right ({} of {})",
+                        evaluation.name,
+                        percent(score.accuracy),
+                        score.num_correct,
+                        score.num_rows
+                    ));
+                }
+            }
+            Event::Checkpoint(_) => {}
+            Event::Remark(text) => self.say(format!("note: {text}")),
+        }
+    }
+}
+
+/// Before and after, the share of groups by what they could teach, and speed.
+fn summary(files: &RunFiles, elapsed: Duration) {
+    println!();
+    match files.before_and_after() {
+        Some((before, after)) => {
+            println!("{:<14}{:>24}{:>26}{:>10}", "accuracy", before.name, after.name, "change");
+            for (suite, score) in &after.suites {
+                let cell = |accuracy: f64, [low, high]: [f64; 2]| {
+                    format!("{} [{:.1}, {:.1}]", percent(accuracy), 100.0 * low, 100.0 * high)
+                };
+                let old = before.suites.get(suite);
+                println!(
+                    "{suite:<14}{:>24}{:>26}{:>+10.1}",
+                    old.map_or(String::new(), |old| cell(old.accuracy, old.interval)),
+                    cell(score.accuracy, score.interval),
+                    100.0 * (score.accuracy - old.map_or(0.0, |old| old.accuracy)),
+                );
+            }
+        }
+        None => {
+            for score in files.scores.evaluations.iter().flat_map(|evaluation| &evaluation.suites) {
+                println!("{:<14}{:>10}", score.0, percent(score.1.accuracy));
+            }
+        }
+    }
+    let groups = ["dead", "mixed", "all_correct"].map(|kind| (kind, format!("group/{kind}_fraction")));
+    let words: Vec<String> = groups
+        .iter()
+        .filter_map(|(kind, metric)| {
+            let (first, last) = files.first_and_last_tenth(metric)?;
+            Some(format!("{} {} → {}", kind.replace('_', "-"), percent(first), percent(last)))
+        })
+        .collect();
+    if !words.is_empty() {
+        println!("groups        {}   (first and last tenth of the steps)", words.join(" · "));
+    }
+    if let Some((tokens_per_sec, _)) = files.speed() {
+        println!("speed         {tokens_per_sec:.0} tokens per second, {} in all", duration(elapsed.as_secs_f64()));
+    }
+    for remark in remarks(files) {
+        println!("note: {remark}");
+    }
+}

@@ -1,0 +1,84 @@
+//! Scores as they are written down: `eval.json` and the predictions.
+//! Plain data with names that never change once published. Cost: a few hundred bytes a question.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+/// `eval.json`: scores in the order in which they were taken.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Scores {
+    /// One entry per evaluation.
+    pub evaluations: Vec<Evaluation>,
+}
+
+/// One evaluation of one model on all suites.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Evaluation {
+    /// `before`, `after`, or `step-NNNNNN`.
+    pub name: String,
+    /// Steps done before it.
+    pub step: u64,
+    /// Scores by suite.
+    pub suites: BTreeMap<String, SuiteScore>,
+}
+
+/// Scores of one suite.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct SuiteScore {
+    /// Number of questions.
+    pub num_rows: usize,
+    /// How many were answered right.
+    pub num_correct: usize,
+    /// Their share.
+    pub accuracy: f64,
+    /// 95 % Wilson interval of it.
+    pub interval: [f64; 2],
+    /// The same by difficulty level.
+    pub levels: BTreeMap<String, LevelScore>,
+    /// Share of answers that had no readable answer at all.
+    pub unreadable_fraction: f64,
+    /// Share of answers that ran into the length limit.
+    pub truncated_fraction: f64,
+    /// Mean tokens per answer.
+    pub mean_tokens: f64,
+}
+
+/// Score at one difficulty level.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct LevelScore {
+    /// Number of questions.
+    pub num_rows: usize,
+    /// How many were answered right.
+    pub num_correct: usize,
+    /// Their share.
+    pub accuracy: f64,
+}
+
+/// A line of a predictions file.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Prediction {
+    /// The row's id.
+    pub id: String,
+    /// The row's difficulty level.
+    pub level: u8,
+    /// What was asked.
+    pub question: String,
+    /// What is right.
+    pub gold: String,
+    /// What the model wrote.
+    pub text: String,
+    /// What the verifier read as the answer, if anything.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub extracted: Option<String>,
+    /// Score of the verifier.
+    pub score: f32,
+    /// Whether it counts as right.
+    pub correct: bool,
+    /// What the verifier said: `ok`, `no_answer`, ...
+    pub status: String,
+    /// `stop` or `length`.
+    pub finish: String,
+    /// Number of tokens.
+    pub num_tokens: usize,
+}

@@ -1,0 +1,95 @@
+//! One optimiser step: forward and backward over micro-batches, guard, clip, new weights. Both loops end here.
+//! Knows batches, rules and the optimiser; knows no text. Cost: about three forward passes.
+
+use foveate_model::{Derivatives, Gradients, TokenBatch};
+
+use crate::checkpoint::durable::write_with;
+use crate::error::TrainError;
+use crate::optim::clip_factor;
+use crate::session::Session;
+use crate::update::{Rule, RuleStats, derivatives};
+
+/// What one optimiser step says about itself.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Learned {
+    /// Sums over the trained tokens.
+    pub stats: RuleStats,
+    /// Norm of the gradient before clipping.
+    pub gradient_norm: f64,
+    /// Learning rate.
+    pub lr: f64,
+    /// Tokens that went through the model.
+    pub num_tokens: usize,
+}
+
+/// Learns `batches` as one optimiser step. The weights do not change if anything is not finite; the batch is written
+/// down then and the run ends.
+pub fn learn(
+    session: &mut Session,
+    batches: &[TokenBatch],
+    rule: &Rule,
+    gradients: &mut Gradients,
+) -> Result<Learned, TrainError> {
+    gradients.clear();
+    let mut stats = RuleStats::default();
+    let mut failed = None;
+    for (index, batch) in batches.iter().enumerate() {
+        session.policy.accumulate_gradients(batch, gradients, &mut |head| match derivatives(rule, batch, head) {
+            Ok((derivatives, sums)) => {
+                stats.merge(&sums);
+                derivatives
+            }
+            Err(error) => {
+                failed.get_or_insert(error);
+                let zeros = vec![0.0; batch.num_trained()];
+                Derivatives { by_logprob: zeros.clone(), by_entropy: zeros }
+            }
+        })?;
+        if let Some(error) = failed.take() {
+            return Err(error.into());
+        }
+        if !stats.loss().is_finite() {
+            return Err(refuse(session, "the loss", &batches[index..=index])?);
+        }
+    }
+    let stage = session.current();
+    let lr = stage.optim.lr_at(session.optim.step, session.optim_steps());
+    let gradient_norm = session.optim.norm(&session.policy, gradients);
+    if !gradient_norm.is_finite() {
+        return Err(refuse(session, "the gradient", batches)?);
+    }
+    let factor = clip_factor(gradient_norm, stage.optim.max_norm, session.step + 1)?;
+    session.optim.step(&mut session.policy, gradients, &stage.optim, lr, factor);
+    let num_tokens = batches.iter().map(TokenBatch::num_tokens).sum();
+    Ok(Learned { stats, gradient_norm, lr, num_tokens })
+}
+
+/// Writes the offending batches down and gives the error that ends the run.
+fn refuse(session: &Session, what: &str, batches: &[TokenBatch]) -> Result<TrainError, TrainError> {
+    let step = session.step + 1;
+    let dump = session.folder.join(format!("non-finite-step-{step:06}.json"));
+    let columns: Vec<serde_json::Value> = batches
+        .iter()
+        .map(|batch| {
+            let segments: Vec<(u32, u32, Option<u32>)> =
+                batch.segments.iter().map(|segment| (segment.start, segment.len, segment.parent)).collect();
+            let pixels_finite = batch.tiles.iter().all(|tile| tile.pixels.iter().all(|value| value.is_finite()));
+            serde_json::json!({
+                "ids": batch.ids,
+                "positions": batch.positions,
+                "segments": segments,
+                "placements": batch.placements,
+                "pixels_finite": pixels_finite,
+                "source": batch.source,
+                "target": batch.target,
+                "old_logprob": batch.old_logprob,
+                "ref_logprob": batch.ref_logprob,
+                "advantage": batch.advantage,
+                "weight": batch.weight,
+                "injected": batch.injected,
+            })
+        })
+        .collect();
+    write_with(&dump, |writer| Ok(serde_json::to_writer(writer, &columns)?))?;
+    Ok(TrainError::NonFinite { step, what: what.to_string(), dump })
+}
