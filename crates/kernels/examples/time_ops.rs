@@ -1,4 +1,4 @@
-//! Times the operations at the shapes that matter: `cargo run --release -p foveate-kernels --example time_ops [WHAT]`.
+//! Times the operations at the shapes that matter: `cargo run --release -p foveate-kernels --example time_ops [WHAT [TYPE]]`.
 //! Prints the best of a few repetitions, in processor time per thread; says nothing about correctness. Cost: a few seconds.
 
 use foveate_kernels::cpu::activation::{Activation, activation, activation_backward, gated, gated_backward};
@@ -12,14 +12,24 @@ use foveate_kernels::segment::{Queries, Segment};
 
 fn main() {
     let what = std::env::args().nth(1).unwrap_or_default();
+    let element = std::env::args().nth(2).unwrap_or_default();
+    let (narrow, full) = ("bf16".starts_with(&element), "f32".starts_with(&element));
     println!("{}, {} threads", foveate_kernels::isa::describe(), rayon::current_num_threads());
     if "attention".starts_with(&what) {
-        time_attention::<bf16>();
-        time_attention::<f32>();
+        if narrow {
+            time_attention::<bf16>();
+        }
+        if full {
+            time_attention::<f32>();
+        }
     }
     if "rows".starts_with(&what) {
-        time_rows::<bf16>();
-        time_rows::<f32>();
+        if narrow {
+            time_rows::<bf16>();
+        }
+        if full {
+            time_rows::<f32>();
+        }
     }
     if "adamw".starts_with(&what) {
         time_adamw();
@@ -51,7 +61,8 @@ fn processor_secs() -> f64 {
 
 fn values<E: Element>(count: usize) -> Vec<E> {
     let stream = Stream::new(1, Purpose::Test, 0, 0, 0);
-    (0..count as u32).map(|at| E::from_f32(stream.uniform(at) * 4.0 - 2.0)).collect()
+    let few: Vec<E> = (0..10_007).map(|at| E::from_f32(stream.uniform(at) * 4.0 - 2.0)).collect();
+    few.iter().copied().cycle().take(count).collect()
 }
 
 fn time_attention<E: Element>() {

@@ -3,7 +3,7 @@
 //! Knows segments and heads; knows neither caches nor models. Training and decoding call the same function and get the
 //! same bits for the same query: keys are visited in blocks counted from each segment's start, every query has a lane
 //! of its own in all arithmetic, and a key that is masked changes a lane exactly as little as one that is absent.
-//! Cost: no `tokens x tokens` matrix; the forward pass touches each key block once per 256 lanes (query rows times
+//! Cost: no `tokens x tokens` matrix; the forward pass touches each key block once per 512 lanes (query rows times
 //! query heads per key/value head), the backward pass recomputes the probabilities from the stored log-sum-exp.
 
 #[cfg(target_arch = "x86_64")]

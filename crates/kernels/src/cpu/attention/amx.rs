@@ -5,7 +5,7 @@
 
 use super::lanes::{Lanes, Softmax, Visible};
 use super::{BLOCK, LANES};
-use crate::cpu::vector::{Avx512, Vector, exp2};
+use crate::cpu::vector::{Avx512, Vector, exp2, exp2_short};
 use crate::element::{Element, bf16};
 use crate::isa::{Machine, MatmulPath, matmul_path};
 use std::arch::asm;
@@ -227,6 +227,18 @@ fn transpose(r: &mut [__m512i; 16]) {
     }
 }
 
+/// Fetches row `index` of the following block towards the caches; rows are too far apart for the hardware to guess.
+#[inline(always)]
+fn prefetch(rows: &[bf16], stride: usize, width: usize, index: usize) {
+    let at = (BLOCK + index) * stride;
+    if let Some(next) = rows.get(at..at + width) {
+        for line in next.chunks(32) {
+            // SAFETY: prefetching an address inside a slice.
+            unsafe { _mm_prefetch::<_MM_HINT_T0>(line.as_ptr().cast()) }
+        }
+    }
+}
+
 /// Row `index` of `count` rows, `width` wide and `stride` apart; empty beyond them.
 #[inline(always)]
 fn row(rows: &[bf16], stride: usize, count: usize, width: usize, index: usize) -> &[bf16] {
@@ -237,6 +249,7 @@ with_avx512! {
     /// Rows as A: `[BLOCK / 16][steps]` tiles of 16 rows by 32 dims; absent rows and dims are 0.
     pub(super) fn pack_rows(rows: &[bf16], stride: usize, count: usize, width: usize, out: &mut [bf16]) {
         let steps = width.div_ceil(DEPTH);
+        (0..BLOCK).for_each(|index| prefetch(rows, stride, width, index));
         for (index, tile) in out.chunks_exact_mut(TILE).take(KEY_TILES * steps).enumerate() {
             for (line, to) in tile.chunks_exact_mut(DEPTH).enumerate() {
                 let from = row(rows, stride, count, width, index / steps * 16 + line);
@@ -255,6 +268,7 @@ with_avx512! {
 with_avx512! {
     /// Rows transposed as A: `[width / 16][BLOCK / 32]` tiles of 16 dims by 32 rows.
     pub(super) fn pack_rows_transposed(rows: &[bf16], stride: usize, count: usize, width: usize, out: &mut [bf16]) {
+        (0..BLOCK).for_each(|index| prefetch(rows, stride, width, index));
         for (index, tile) in out.chunks_exact_mut(TILE).take(width.div_ceil(16) * KEY_STEPS).enumerate() {
             let (at, first) = (index / KEY_STEPS * 16, index % KEY_STEPS * DEPTH);
             let line = |index| row(rows, stride, count, width, first + index);
@@ -349,21 +363,29 @@ with_avx512! {
         // See `lanes::softmax_step` for the two special cases.
         let factor = old.select_less(new, exp2(old.sub(new)), V::splat(1.0));
         let minus = zero.sub(least.select_less(new, new, zero));
-        let mut sum = zero;
-        for (pair, line) in p.chunks_exact_mut(DEPTH).take(count.div_ceil(DEPTH) * 16).enumerate() {
-            let mut both = [zero; 2];
-            for (half, p) in both.iter_mut().enumerate() {
-                let key = 2 * pair + half;
-                if key < count {
-                    *p = exp2(V::load(&scores[key]).mul_add(scale2, minus));
-                    if !all {
-                        *p = V::splat(key as f32).select_less(limit, *p, zero);
-                    }
-                    sum = sum.add(*p);
-                }
+        let mut sums = [zero; 2];
+        let lines = p.chunks_exact_mut(DEPTH).take(count.div_ceil(DEPTH) * 16);
+        if all && count == BLOCK {
+            for (s, line) in scores.as_chunks::<2>().0.iter().zip(lines) {
+                let both = [0, 1].map(|odd| exp2_short(V::load(&s[odd]).mul_add(scale2, minus)));
+                sums = [sums[0].add(both[0]), sums[1].add(both[1])];
+                round_pairs(both[0], both[1], line);
             }
-            round_pairs(both[0], both[1], line);
+        } else {
+            for (pair, line) in lines.enumerate() {
+                let mut both = [zero; 2];
+                for (odd, p) in both.iter_mut().enumerate() {
+                    let key = 2 * pair + odd;
+                    if key < count {
+                        *p = exp2_short(V::load(&scores[key]).mul_add(scale2, minus));
+                        *p = V::splat(key as f32).select_less(limit, *p, zero);
+                        sums[odd] = sums[odd].add(*p);
+                    }
+                }
+                round_pairs(both[0], both[1], line);
+            }
         }
+        let sum = sums[0].add(sums[1]);
         V::load(&state.sum).mul_add(factor, sum).store(&mut state.sum);
         // Multiplying by 1 changes nothing: skipping it is the same for every lane.
         if _mm512_cmp_ps_mask::<_CMP_NEQ_UQ>(factor.0, V::splat(1.0).0) != 0 {
@@ -391,15 +413,16 @@ with_avx512! {
         type V = Avx512;
         let (limit, zero, scale2) = (V::load(visible.limit()), V::splat(0.0), V::splat(scale2));
         let (minus, delta) = (zero.sub(V::load(&saved.lse2)), V::load(&saved.delta));
+        let all = visible.sees_all();
         for pair in 0..BLOCK / 2 {
             let mut ds_both = [zero; 2];
             for (odd, ds) in ds_both.iter_mut().enumerate() {
                 let key = 2 * pair + odd;
                 let mut p = zero;
                 if key < visible.count {
-                    p = exp2(V::load(&scores[key]).mul_add(scale2, minus));
+                    p = exp2_short(V::load(&scores[key]).mul_add(scale2, minus));
                     *ds = p.mul(V::load(&dp[key]).sub(delta));
-                    if !visible.sees_all() {
+                    if !all {
                         let at = V::splat(key as f32);
                         p = at.select_less(limit, p, zero);
                         *ds = at.select_less(limit, *ds, zero);
@@ -410,6 +433,36 @@ with_avx512! {
                 round(*ds, &mut ds_out[at..][..16]);
             }
             round_pairs(ds_both[0], ds_both[1], &mut ds_pairs[pair * DEPTH..][..DEPTH]);
+        }
+    }
+}
+
+with_avx512! {
+    /// Sums `[dim][lane]` as rows `[lane][width]`, times a factor per lane, rounded.
+    pub(super) fn finish_lanes(sums: &[Lanes], factor: &Lanes, width: usize, rows: &mut [bf16]) {
+        let factor = Avx512::load(factor);
+        for (index, sums) in sums.as_chunks::<16>().0.iter().enumerate() {
+            let mut lines = sums.each_ref().map(|dim| _mm512_castps_si512(Avx512::load(dim).mul(factor).0));
+            transpose(&mut lines);
+            for (line, row) in lines.into_iter().zip(rows.chunks_exact_mut(width)) {
+                round(Avx512(_mm512_castsi512_ps(line)), &mut row[index * 16..][..16]);
+            }
+        }
+    }
+}
+
+with_avx512! {
+    /// Row `index` of sums in tiles `[dim tile][BLOCK][16]`, times a factor, rounded.
+    pub(super) fn finish_row(sums: &[f32], index: usize, factor: f32, row: &mut [bf16]) {
+        for (sums, to) in sums.chunks_exact(BLOCK * 16).zip(row.chunks_mut(16)) {
+            let sums: &[f32; 16] = sums[index * 16..][..16].try_into().expect("sliced to 16");
+            let mask = ((1u32 << to.len()) - 1) as u16;
+            // SAFETY: the mask keeps the store inside the row.
+            unsafe {
+                let narrow: __m256i =
+                    std::mem::transmute(_mm512_cvtneps_pbh(Avx512::load(sums).mul(Avx512::splat(factor)).0));
+                _mm256_mask_storeu_epi16(to.as_mut_ptr().cast(), mask, narrow);
+            }
         }
     }
 }
@@ -434,6 +487,11 @@ impl<'s> Pieces<'s> {
         let (piece, rest) = std::mem::take(&mut self.0).split_at_mut(len.next_multiple_of(16));
         self.0 = rest;
         &mut piece[..len]
+    }
+
+    /// Scores of one tile.
+    pub(super) fn block(&mut self) -> &'s mut [Lanes; BLOCK] {
+        self.floats(BLOCK * LANES).as_chunks_mut().0.try_into().expect("a block of scores")
     }
 
     /// `tiles` operand tiles.

@@ -72,8 +72,10 @@ pub(super) trait Unit<E> {
     fn step(&mut self, first_tile: usize, visible: &[Visible; GROUP], scale2: f32);
     /// Writes the gradients of key and value `index` of the block.
     fn finish_key(&self, index: usize, scale: f32, dk: &mut [E], dv: &mut [E]);
+    /// All blocks are visited.
+    fn end(&mut self, scale: f32);
     /// Writes the gradient of a lane's query.
-    fn finish_query(&self, lane: usize, scale: f32, dq: &mut [E]);
+    fn finish_query(&self, lane: usize, dq: &mut [E]);
 }
 
 struct Call<'a, E> {
@@ -101,10 +103,11 @@ impl<E: Element> Call<'_, E> {
                 self.visit_block(tree, kv_head, segment, first, unit);
             }
         }
+        unit.end(scale);
         self.for_lanes(tree, kv_head, |lane, row, head| {
             // SAFETY: each (row, head) belongs to one lane of one task.
             let dq = unsafe { self.d_qkv.slice(row * self.stride + head * d, d) };
-            unit.finish_query(lane, scale, dq);
+            unit.finish_query(lane, dq);
         });
     }
 
@@ -286,9 +289,13 @@ impl<E: Element> Unit<E> for LanesUnit<'_, E> {
         }
     }
 
-    fn finish_query(&self, lane: usize, scale: f32, dq: &mut [E]) {
+    fn end(&mut self, scale: f32) {
+        self.dq.as_flattened_mut().iter_mut().for_each(|dq| *dq *= scale);
+    }
+
+    fn finish_query(&self, lane: usize, dq: &mut [E]) {
         for (to, from) in dq.iter_mut().zip(&self.dq[lane / LANES * self.head_dim..]) {
-            *to = E::from_f32(from[lane % LANES] * scale);
+            *to = E::from_f32(from[lane % LANES]);
         }
     }
 }

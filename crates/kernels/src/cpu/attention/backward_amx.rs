@@ -19,7 +19,7 @@ pub(super) struct AmxUnit<'s> {
     /// Operand tiles along a head: 32 dims each as depth, 16 each as rows or columns.
     steps: usize,
     dim_tiles: usize,
-    /// Queries and gradients of outputs as they come, `[lane][steps * 32]`.
+    /// Queries and gradients of outputs as they come, `[lane][steps * 32]`; gradients of queries go where these were.
     q_rows: &'s mut [bf16],
     d_out_rows: &'s mut [bf16],
     /// The same as B with dims as depth, `[tile][steps]`.
@@ -38,8 +38,9 @@ pub(super) struct AmxUnit<'s> {
     /// Gradients of keys and values, `[dim tile][key tile]` tiles of sums.
     dk: &'s mut [f32],
     dv: &'s mut [f32],
-    scores: &'s mut [Lanes; BLOCK],
-    dp: &'s mut [Lanes; BLOCK],
+    /// Of two tiles: the unit works on one while the other's become probabilities.
+    scores: [&'s mut [Lanes; BLOCK]; 2],
+    dp: [&'s mut [Lanes; BLOCK]; 2],
     /// Probabilities and gradients of scores as A with lanes as depth, `[key tile][lane step]`; the latter also as B
     /// with keys as depth, `[tile of the group][key step]`.
     p: &'s mut [bf16],
@@ -53,7 +54,7 @@ impl<'s> AmxUnit<'s> {
         let (steps, dim_tiles) = (head_dim.div_ceil(DEPTH), head_dim.div_ceil(16));
         let lanes = 4 * tiles * steps + 2 * tiles / GROUP * dim_tiles * LANE_STEPS;
         let block = 2 * KEY_TILES * steps + dim_tiles * KEY_STEPS + 2 * KEY_TILES * LANE_STEPS + GROUP * KEY_STEPS;
-        let sums = tiles * dim_tiles + 2 * dim_tiles * KEY_TILES + 2 * KEY_TILES;
+        let sums = tiles * dim_tiles + 2 * dim_tiles * KEY_TILES + 4 * KEY_TILES;
         (lanes + block + sums) * TILE / 2
     }
 
@@ -86,12 +87,26 @@ impl<'s> AmxUnit<'s> {
             keys_transposed: pieces.tiles(dim_tiles * KEY_STEPS),
             dk: pieces.floats(dim_tiles * BLOCK * 16),
             dv: pieces.floats(dim_tiles * BLOCK * 16),
-            scores: pieces.floats(BLOCK * LANES).as_chunks_mut().0.try_into().expect("a block of scores"),
-            dp: pieces.floats(BLOCK * LANES).as_chunks_mut().0.try_into().expect("a block of scores"),
+            scores: [pieces.block(), pieces.block()],
+            dp: [pieces.block(), pieces.block()],
             p: pieces.tiles(KEY_TILES * LANE_STEPS),
             ds: pieces.tiles(KEY_TILES * LANE_STEPS),
             ds_pairs: pieces.tiles(GROUP * KEY_STEPS),
         }
+    }
+}
+
+impl AmxUnit<'_> {
+    /// Scores of one tile's queries against the first `count` keys of the block, and the gradients of probabilities.
+    fn multiply_scores(&mut self, tile: usize, count: usize, turn: usize) {
+        if count == 0 {
+            return;
+        }
+        let (steps, keys) = (self.steps, count.next_multiple_of(16));
+        let lanes = tile * steps * TILE..(tile + 1) * steps * TILE;
+        let (q, d_out) = (&self.q[lanes.clone()], &self.d_out[lanes]);
+        self.tiles.multiply(self.keys, steps, q, steps, self.scores[turn][..keys].as_flattened_mut(), false);
+        self.tiles.multiply(self.values, steps, d_out, steps, self.dp[turn][..keys].as_flattened_mut(), false);
     }
 }
 
@@ -130,33 +145,32 @@ impl<E: Element> Unit<E> for AmxUnit<'_> {
     }
 
     fn step(&mut self, first_tile: usize, visible: &[Visible; GROUP], scale2: f32) {
-        let (steps, dims, lane_len) = (self.steps, self.dim_tiles * 16, self.steps * TILE);
-        for (index, visible) in visible.iter().enumerate() {
-            let tile = first_tile + index;
-            if visible.count > 0 {
-                let keys = visible.count.next_multiple_of(16);
-                let (q, d_out) = (&self.q[tile * lane_len..][..lane_len], &self.d_out[tile * lane_len..][..lane_len]);
-                self.tiles.multiply(self.keys, steps, q, steps, self.scores[..keys].as_flattened_mut(), false);
-                self.tiles.multiply(self.values, steps, d_out, steps, self.dp[..keys].as_flattened_mut(), false);
+        let dims = self.dim_tiles * 16;
+        // The products of the next tile are issued before the softmax of this one, so that the two units overlap.
+        self.multiply_scores(first_tile, visible[0].count, 0);
+        for (index, visible_now) in visible.iter().enumerate() {
+            let (tile, turn) = (first_tile + index, index % 2);
+            if let Some(next) = visible.get(index + 1) {
+                self.multiply_scores(tile + 1, next.count, 1 - turn);
             }
-            let (column, half) = (index / 2 * TILE, index % 2);
+            let column = index / 2 * TILE;
             let pairs = &mut self.ds_pairs[index * KEY_STEPS * TILE..][..KEY_STEPS * TILE];
             amx::softmax_backward(
                 &self.tiles,
-                self.scores,
-                self.dp,
-                visible,
+                self.scores[turn],
+                self.dp[turn],
+                visible_now,
                 scale2,
                 &self.saved[tile],
-                half,
+                index % 2,
                 LANE_STEPS * TILE,
                 &mut self.p[column..],
                 &mut self.ds[column..],
                 pairs,
             );
-            if visible.count > 0 {
+            if visible_now.count > 0 {
                 let dq = self.dq[tile * dims..][..dims].as_flattened_mut();
-                let steps = visible.count.div_ceil(DEPTH);
+                let steps = visible_now.count.div_ceil(DEPTH);
                 self.tiles.multiply(self.keys_transposed, KEY_STEPS, pairs, steps, dq, true);
             }
         }
@@ -171,18 +185,18 @@ impl<E: Element> Unit<E> for AmxUnit<'_> {
     }
 
     fn finish_key(&self, index: usize, scale: f32, dk: &mut [E], dv: &mut [E]) {
-        for (sums, scale, out) in [(&self.dk, scale, dk), (&self.dv, 1.0, dv)] {
-            for (dim_tile, out) in out.chunks_mut(16).enumerate() {
-                for (to, from) in out.iter_mut().zip(&sums[(dim_tile * BLOCK + index) * 16..]) {
-                    *to = E::from_f32(from * scale);
-                }
-            }
+        amx::finish_row(&self.tiles, self.dk, index, scale, bytemuck::cast_slice_mut(dk));
+        amx::finish_row(&self.tiles, self.dv, index, 1.0, bytemuck::cast_slice_mut(dv));
+    }
+
+    fn end(&mut self, scale: f32) {
+        let (width, dims) = (self.steps * DEPTH, self.dim_tiles * 16);
+        for (rows, dq) in self.q_rows.chunks_exact_mut(LANES * width).zip(self.dq.chunks_exact(dims)) {
+            amx::finish_lanes(&self.tiles, dq, &[scale; LANES], width, rows);
         }
     }
 
-    fn finish_query(&self, lane: usize, scale: f32, dq: &mut [E]) {
-        for (to, from) in dq.iter_mut().zip(&self.dq[lane / LANES * self.dim_tiles * 16..]) {
-            *to = E::from_f32(from[lane % LANES] * scale);
-        }
+    fn finish_query(&self, lane: usize, dq: &mut [E]) {
+        dq.copy_from_slice(bytemuck::cast_slice(&self.q_rows[lane * self.steps * DEPTH..][..self.head_dim]));
     }
 }

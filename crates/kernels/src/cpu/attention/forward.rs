@@ -1,4 +1,4 @@
-//! The forward pass: tasks of up to 256 lanes, each visiting its ancestors and its own segments block by block.
+//! The forward pass: tasks of up to 512 lanes, each visiting its ancestors and its own segments block by block.
 //! Knows the order of visits; the arithmetic is a [`Unit`]'s.
 //! Cost: each block of keys and values is loaded once per task and used by all its tiles.
 
@@ -58,8 +58,10 @@ pub(super) trait Unit<E> {
     fn start(&mut self) {}
     /// Takes `count` keys and values; the slices begin at the first one's, rows are `strides` apart.
     fn load_block(&mut self, k: &[E], v: &[E], strides: [usize; 2], count: usize);
-    /// Advances the running softmax and the sums of one tile by the loaded block.
-    fn step(&mut self, tile: usize, visible: &Visible, scale2: f32);
+    /// Advances the running softmax and the sums of the tiles from `first_tile` on by the loaded block.
+    fn step(&mut self, first_tile: usize, visible: &[Visible], scale2: f32);
+    /// All blocks are visited.
+    fn end(&mut self) {}
     /// Writes a lane's answer and returns its log-sum-exp.
     fn finish(&self, lane: usize, out: &mut [E]) -> f32;
 }
@@ -82,10 +84,11 @@ impl<E: Element> Call<'_, E> {
         unit.start();
         // How many rows of the segment under visit each lane sees.
         let mut limits = vec![[0u32; LANES]; tiles];
+        let mut visible = Vec::with_capacity(tiles);
         for &ancestor in &plan.chains[task.chain] {
             let len = self.segments[ancestor as usize].len;
             limits.as_flattened_mut()[..task.num_rows * group].fill(len);
-            self.visit(ancestor as usize, task.kv_head, &limits, 0, unit);
+            self.visit(ancestor as usize, task.kv_head, &limits, 0, &mut visible, unit);
         }
         let mut first_lane = 0;
         for part in &task.parts {
@@ -97,9 +100,10 @@ impl<E: Element> Call<'_, E> {
                 let seen = if self.heads.causal { (part.first_position + index / group + 1) as u32 } else { len };
                 *limit = seen.min(len);
             }
-            self.visit(part.segment, task.kv_head, &limits[tiles.clone()], tiles.start, unit);
+            self.visit(part.segment, task.kv_head, &limits[tiles.clone()], tiles.start, &mut visible, unit);
             first_lane = lanes.end;
         }
+        unit.end();
         self.for_lanes(task, |lane, row, head| {
             let at = row * num_heads + head;
             // SAFETY: each (row, head) belongs to one lane of one task.
@@ -126,6 +130,7 @@ impl<E: Element> Call<'_, E> {
         kv_head: usize,
         limits: &[[u32; LANES]],
         first_tile: usize,
+        visible: &mut Vec<Visible>,
         unit: &mut impl Unit<E>,
     ) {
         let at = kv_head * self.heads.head_dim;
@@ -136,12 +141,9 @@ impl<E: Element> Call<'_, E> {
             let from = |rows: &Rows<'_, E>| rows.offset + (start + first) * rows.stride + at;
             let (k, v) = (&self.k.data[from(&self.k)..], &self.v.data[from(&self.v)..]);
             unit.load_block(k, v, [self.k.stride, self.v.stride], (end - first).min(BLOCK));
-            for (tile, limits) in limits.iter().enumerate() {
-                let visible = Visible::new(limits, first);
-                if visible.count > 0 {
-                    unit.step(first_tile + tile, &visible, scale2);
-                }
-            }
+            visible.clear();
+            visible.extend(limits.iter().map(|limits| Visible::new(limits, first)));
+            unit.step(first_tile, visible, scale2);
         }
     }
 }
@@ -186,11 +188,15 @@ impl<E: Element> Unit<E> for LanesUnit<'_, E> {
         lanes::load_block(v, strides[1], count, self.head_dim, self.values);
     }
 
-    fn step(&mut self, tile: usize, visible: &Visible, scale2: f32) {
-        let dims = tile * self.head_dim..(tile + 1) * self.head_dim;
-        lanes::scores(self.keys, &self.q[dims.clone()], visible.count, &mut self.scores);
-        let factor = lanes::softmax_step(&mut self.scores, visible, scale2, &mut self.softmax[tile]);
-        lanes::accumulate(self.values, &self.scores, visible.count, &factor, &mut self.out[dims]);
+    fn step(&mut self, first_tile: usize, visible: &[Visible], scale2: f32) {
+        for (tile, visible) in (first_tile..).zip(visible) {
+            if visible.count > 0 {
+                let dims = tile * self.head_dim..(tile + 1) * self.head_dim;
+                lanes::scores(self.keys, &self.q[dims.clone()], visible.count, &mut self.scores);
+                let factor = lanes::softmax_step(&mut self.scores, visible, scale2, &mut self.softmax[tile]);
+                lanes::accumulate(self.values, &self.scores, visible.count, &factor, &mut self.out[dims]);
+            }
+        }
     }
 
     fn finish(&self, lane: usize, out: &mut [E]) -> f32 {

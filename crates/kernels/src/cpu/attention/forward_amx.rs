@@ -14,7 +14,7 @@ pub(super) struct AmxUnit<'s> {
     /// Operand tiles along a head: 32 dims each as depth, 16 each as rows.
     steps: usize,
     dim_tiles: usize,
-    /// Queries as they come, `[lane][steps * 32]`.
+    /// Queries as they come, answers as they go, `[lane][steps * 32]`.
     rows: &'s mut [bf16],
     /// Queries as B, `[tile][steps]`.
     q: &'s mut [bf16],
@@ -23,7 +23,8 @@ pub(super) struct AmxUnit<'s> {
     keys: &'s mut [bf16],
     values: &'s mut [bf16],
     p: &'s mut [bf16],
-    scores: &'s mut [Lanes; BLOCK],
+    /// Of two tiles: the unit works on one while the other's become probabilities.
+    scores: [&'s mut [Lanes; BLOCK]; 2],
     softmax: Vec<Softmax>,
 }
 
@@ -32,7 +33,7 @@ impl<'s> AmxUnit<'s> {
     pub(super) fn scratch_len(tiles: usize, head_dim: usize) -> usize {
         let (steps, dim_tiles) = (head_dim.div_ceil(DEPTH), head_dim.div_ceil(16));
         let operands = 2 * tiles * steps + KEY_TILES * steps + dim_tiles * KEY_STEPS + KEY_STEPS;
-        operands * TILE / 2 + (tiles * dim_tiles * 16 + BLOCK) * LANES
+        operands * TILE / 2 + (tiles * dim_tiles * 16 + 2 * BLOCK) * LANES
     }
 
     /// For a task of `tiles` tiles.
@@ -54,9 +55,18 @@ impl<'s> AmxUnit<'s> {
             keys: pieces.tiles(KEY_TILES * steps),
             values: pieces.tiles(dim_tiles * KEY_STEPS),
             p: pieces.tiles(KEY_STEPS),
-            scores: pieces.floats(BLOCK * LANES).as_chunks_mut().0.try_into().expect("a block of scores"),
+            scores: [pieces.block(), pieces.block()],
             softmax: vec![Softmax::EMPTY; tiles],
         }
+    }
+}
+
+impl AmxUnit<'_> {
+    /// Scores of one tile's queries against the first `count` keys of the block.
+    fn multiply_scores(&mut self, tile: usize, count: usize, turn: usize) {
+        let q = &self.q[tile * self.steps * TILE..][..self.steps * TILE];
+        let scores = self.scores[turn][..count.next_multiple_of(16)].as_flattened_mut();
+        self.tiles.multiply(self.keys, self.steps, q, self.steps, scores, false);
     }
 }
 
@@ -78,24 +88,39 @@ impl<E: Element> Unit<E> for AmxUnit<'_> {
         amx::pack_rows_transposed(&self.tiles, v, strides[1], count, self.head_dim, self.values);
     }
 
-    fn step(&mut self, tile: usize, visible: &Visible, scale2: f32) {
-        let q = &self.q[tile * self.steps * TILE..][..self.steps * TILE];
-        let out = &mut self.out[tile * self.dim_tiles * 16..][..self.dim_tiles * 16];
-        let keys = visible.count.next_multiple_of(16);
-        let scores = self.scores[..keys].as_flattened_mut();
-        self.tiles.multiply(self.keys, self.steps, q, self.steps, scores, false);
-        let state = &mut self.softmax[tile];
-        amx::softmax_step(&self.tiles, self.scores, visible, scale2, state, self.p, out);
-        let steps = visible.count.div_ceil(DEPTH);
-        self.tiles.multiply(self.values, KEY_STEPS, self.p, steps, out.as_flattened_mut(), true);
+    fn step(&mut self, first_tile: usize, visible: &[Visible], scale2: f32) {
+        // The products of the next tile are issued before the softmax of this one, so that the two units overlap.
+        let mut seeing = (first_tile..).zip(visible).filter(|(_, visible)| visible.count > 0);
+        let mut next = seeing.next();
+        if let Some((tile, visible)) = next {
+            self.multiply_scores(tile, visible.count, 0);
+        }
+        let mut turn = 0;
+        while let Some((tile, visible)) = next {
+            next = seeing.next();
+            if let Some((tile, visible)) = next {
+                self.multiply_scores(tile, visible.count, 1 - turn);
+            }
+            let out = &mut self.out[tile * self.dim_tiles * 16..][..self.dim_tiles * 16];
+            let state = &mut self.softmax[tile];
+            amx::softmax_step(&self.tiles, self.scores[turn], visible, scale2, state, self.p, out);
+            let steps = visible.count.div_ceil(DEPTH);
+            self.tiles.multiply(self.values, KEY_STEPS, self.p, steps, out.as_flattened_mut(), true);
+            turn = 1 - turn;
+        }
+    }
+
+    fn end(&mut self) {
+        let (width, dims) = (self.steps * DEPTH, self.dim_tiles * 16);
+        let tiles = self.rows.chunks_exact_mut(LANES * width).zip(self.out.chunks_exact(dims)).zip(&self.softmax);
+        for ((rows, out), softmax) in tiles {
+            let factor = std::array::from_fn(|lane| softmax.finish(lane).0);
+            amx::finish_lanes(&self.tiles, out, &factor, width, rows);
+        }
     }
 
     fn finish(&self, lane: usize, out: &mut [E]) -> f32 {
-        let (tile, lane) = (lane / LANES, lane % LANES);
-        let (inverse, lse) = self.softmax[tile].finish(lane);
-        for (to, from) in out.iter_mut().zip(&self.out[tile * self.dim_tiles * 16..]) {
-            *to = E::from_f32(from[lane] * inverse);
-        }
-        lse
+        out.copy_from_slice(bytemuck::cast_slice(&self.rows[lane * self.steps * DEPTH..][..self.head_dim]));
+        self.softmax[lane / LANES].finish(lane % LANES).1
     }
 }

@@ -10,7 +10,7 @@ use std::ops::Range;
 pub(super) const GROUP: usize = 4;
 
 // Lanes of a forward task: enough to pay for loading a block of keys, few enough to stay in the second-level cache.
-const TASK_LANES: usize = 16 * LANES;
+const TASK_LANES: usize = 32 * LANES;
 
 /// Some consecutive query rows of a family for one key/value head.
 pub(super) struct Task {
