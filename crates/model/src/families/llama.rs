@@ -107,7 +107,7 @@ impl Llama {
         let part = Part::Language;
         let std = config.initializer_range;
         // Projections into the residual stream start smaller, so that depth does not grow it (GPT-2, section 2.3).
-        let std_out = std / ((2 * config.num_layers) as f32).sqrt();
+        let gain_out = 1.0 / ((2 * config.num_layers) as f32).sqrt();
         let (width, head_dim) = (config.width, config.head_dim);
         let one = Fill::Constant(1.0);
         let embedding = layout.tensor(
@@ -132,18 +132,18 @@ impl Llama {
                         width,
                         false,
                         part,
-                        std,
+                        1.0,
                     ),
-                    out: layout.linear(&[(name("self_attn.o_proj"), width)], queries, false, part, std_out),
+                    out: layout.linear(&[(name("self_attn.o_proj"), width)], queries, false, part, gain_out),
                     norm_mid: layout.tensor(&name("post_attention_layernorm.weight"), &[width], part, false, one),
                     gate_up: layout.linear(
                         &[(name("mlp.gate_proj"), config.hidden), (name("mlp.up_proj"), config.hidden)],
                         width,
                         false,
                         part,
-                        std,
+                        1.0,
                     ),
-                    down: layout.linear(&[(name("mlp.down_proj"), width)], config.hidden, false, part, std_out),
+                    down: layout.linear(&[(name("mlp.down_proj"), width)], config.hidden, false, part, gain_out),
                 })
             })
             .collect();
@@ -151,7 +151,7 @@ impl Llama {
         let head = if config.tied {
             layout.linear_from(embedding)
         } else {
-            layout.linear(&[(head_name.to_string(), config.vocabulary)], width, false, part, std)
+            layout.linear(&[(head_name.to_string(), config.vocabulary)], width, false, part, 1.0)
         };
         Self { config, embedding, blocks, norm, head }
     }

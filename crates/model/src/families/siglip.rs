@@ -33,8 +33,6 @@ pub struct SiglipConfig {
     pub eps: f32,
     /// The activation.
     pub activation: Activation,
-    /// Standard deviation of fresh weights.
-    pub initializer_range: f32,
 }
 
 impl SiglipConfig {
@@ -68,7 +66,6 @@ impl SiglipConfig {
             patch_size: vision.size("patch_size", 32)?,
             eps: vision.number("layer_norm_eps", 1e-6)? as f32,
             activation,
-            initializer_range: vision.number("initializer_range", 0.02)? as f32,
         })
     }
 
@@ -135,22 +132,23 @@ impl Siglip {
     /// Declares the tensors under `prefix` (`model.vision_model.`).
     pub fn declare(layout: &mut Layout, config: SiglipConfig, prefix: &str) -> Self {
         let part = Part::Vision;
-        let (width, std) = (config.width, config.initializer_range);
-        let std_out = std / ((2 * config.num_layers) as f32).sqrt();
+        let width = config.width;
+        let gain_out = 1.0 / ((2 * config.num_layers) as f32).sqrt();
         let patch_values = 3 * config.patch_size * config.patch_size;
         let patch = layout.linear_shaped(
             &[(format!("{prefix}embeddings.patch_embedding"), vec![width, 3, config.patch_size, config.patch_size])],
             patch_values,
             true,
             part,
-            std,
+            1.0,
         );
         let positions = layout.tensor(
             &format!("{prefix}embeddings.position_embedding.weight"),
             &[config.table_side() * config.table_side(), width],
             part,
             true,
-            Fill::Normal(std),
+            // Half as strong as a patch at birth: much smaller, and patches would hardly know where they are.
+            Fill::Normal(0.5),
         );
         let norm = |layout: &mut Layout, name: &str| {
             let weight = layout.tensor(&format!("{name}.weight"), &[width], part, false, Fill::Constant(1.0));
@@ -170,12 +168,12 @@ impl Siglip {
                         width,
                         true,
                         part,
-                        std,
+                        1.0,
                     ),
-                    out: layout.linear(&[(name("self_attn.out_proj"), width)], width, true, part, std_out),
+                    out: layout.linear(&[(name("self_attn.out_proj"), width)], width, true, part, gain_out),
                     norm_mid: norm(layout, &name("layer_norm2")),
-                    up: layout.linear(&[(name("mlp.fc1"), config.hidden)], width, true, part, std),
-                    down: layout.linear(&[(name("mlp.fc2"), width)], config.hidden, true, part, std_out),
+                    up: layout.linear(&[(name("mlp.fc1"), config.hidden)], width, true, part, 1.0),
+                    down: layout.linear(&[(name("mlp.fc2"), width)], config.hidden, true, part, gain_out),
                 })
             })
             .collect();
@@ -247,7 +245,6 @@ mod tests {
             patch_size: 1,
             eps: 1e-6,
             activation: Activation::GeluTanh,
-            initializer_range: 0.02,
         }
     }
 

@@ -46,7 +46,7 @@ impl SmolVlm {
             vision.width * factor * factor,
             false,
             Part::Connector,
-            text_config.initializer_range,
+            1.0,
         );
         let decoder = Llama::declare(layout, text_config, "model.text_model.", "lm_head");
         Ok(Self { tower, connector, decoder, factor })

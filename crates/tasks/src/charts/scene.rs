@@ -55,6 +55,8 @@ impl Chart {
         let shifted = split == Split::Ood;
         let kind = draws.pick(&[ChartKind::Bar, ChartKind::Line, ChartKind::Pie]);
         let (fewest, most) = match (shifted, level) {
+            // The primer's first glimpse.
+            (false, 0) => (2, 2),
             (false, 1) => (3, 4),
             (false, 2) => (4, 5),
             (false, _) => (4, 6),
@@ -66,7 +68,7 @@ impl Chart {
         let axis_only = level == 3 && kind != ChartKind::Pie && draws.percent(50);
         let (low, high) = match (shifted, axis_only, level) {
             (false, true, _) => (1, 10),
-            (false, _, 1) => (1, 9),
+            (false, _, 0 | 1) => (1, 9),
             (false, _, 2) => (1, 15),
             (false, _, _) => (2, 20),
             // Ticks of 2 as in train, but a taller axis.

@@ -1,6 +1,6 @@
 //! Scenes of the world `counting`: coloured shapes on a white ground, each in its own cell of a grid.
 //! Train and id scenes: 3 to 9 objects in a grid of 3 x 3, never one of the colour-shape pairs of `HELD_OUT`.
-//! Ood scenes: 6 to 12 smaller-spaced objects in a grid of 4 x 4, at least two of the held-out pairs.
+//! Ood scenes: 6 to 12 smaller objects in a grid of 4 x 4, at least two of the held-out pairs.
 //! Cost: a few dozen draws and about 20 shapes of SVG.
 
 use crate::canvas::Canvas;
@@ -32,7 +32,7 @@ words!(
     Color { Red = "red", Green = "green", Blue = "blue", Yellow = "yellow", Purple = "purple", Gray = "gray" }
 );
 words!(
-    /// Extent of an object: 16 or 26 pixels of 128.
+    /// Extent of an object: 20 or 32 pixels of 128, 16 or 28 in ood scenes.
     Size { Small = "small", Large = "large" }
 );
 
@@ -59,6 +59,8 @@ pub struct Object {
     pub x: i64,
     /// Centre, from the top.
     pub y: i64,
+    /// Half the extent.
+    pub radius: i64,
 }
 
 /// All objects, in reading order of their cells.
@@ -69,14 +71,6 @@ pub struct CountingScene {
 }
 
 impl Object {
-    /// Half the extent.
-    pub fn radius(&self) -> i64 {
-        match self.size {
-            Size::Small => 8,
-            Size::Large => 13,
-        }
-    }
-
     /// `top left` to `bottom right`, by the third of the picture that holds the centre.
     pub fn position(&self) -> &'static str {
         const WORDS: [[&str; 3]; 3] =
@@ -95,6 +89,8 @@ impl CountingScene {
     pub fn new(split: Split, level: u8, draws: &mut Draws) -> Self {
         let ood = split == Split::Ood;
         let (low, high) = match (ood, level) {
+            // The primer's first glimpse.
+            (false, 0) => (1, 2),
             (false, 1) => (3, 5),
             (false, 2) => (4, 7),
             (false, _) => (6, 9),
@@ -104,9 +100,9 @@ impl CountingScene {
         };
         let count = draws.between(low, high) as usize;
         // Few colours and shapes per scene: counts above one become common.
-        let num_colors = draws.between(2, 4) as usize;
+        let num_colors = if level == 0 { Color::ALL.len() } else { draws.between(2, 4) as usize };
         let colors = draws.sample(Color::ALL, num_colors);
-        let num_shapes = draws.between(2, 3) as usize;
+        let num_shapes = if level == 0 { Shape::ALL.len() } else { draws.between(2, 3) as usize };
         let shapes = draws.sample(Shape::ALL, num_shapes);
         let side = if ood { 4 } else { 3 };
         let mut cells = draws.sample(&(0..side * side).collect::<Vec<i64>>(), count);
@@ -128,10 +124,16 @@ impl CountingScene {
                 }
             };
             let size = draws.pick(Size::ALL);
-            let mut object = Object { shape, color, size, x: 0, y: 0 };
+            let radius = match (size, ood) {
+                (Size::Small, false) => 10,
+                (Size::Large, false) => 16,
+                (Size::Small, true) => 8,
+                (Size::Large, true) => 14,
+            };
+            let mut object = Object { shape, color, size, x: 0, y: 0, radius };
             let (pitch, margin) = if ood { (32, 0) } else { (42, 1) };
             // Some space stays free at each side of a cell, so objects touch neither each other nor the edge.
-            let jitter = (pitch - 2 * object.radius() - 3) / 2;
+            let jitter = (pitch - 2 * object.radius - 3) / 2;
             object.x = margin + (cell % side) * pitch + pitch / 2 + draws.between(-jitter, jitter);
             object.y = margin + (cell / side) * pitch + pitch / 2 + draws.between(-jitter, jitter);
             object
@@ -165,7 +167,7 @@ fn draw(canvas: &mut Canvas, object: &Object) {
         Color::Purple => ("#a238d0", "#581a75"),
         Color::Gray => ("#8c8c8c", "#4a4a4a"),
     };
-    let (x, y, r) = (object.x as f64, object.y as f64, object.radius() as f64 - 0.5);
+    let (x, y, r) = (object.x as f64, object.y as f64, object.radius as f64 - 0.5);
     let around = |points: &[(f64, f64)]| points.iter().map(|&(px, py)| (x + px * r, y + py * r)).collect::<Vec<_>>();
     match object.shape {
         Shape::Circle => canvas.circle(x, y, r, fill, outline),

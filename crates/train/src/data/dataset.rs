@@ -246,7 +246,9 @@ fn open_world(source: &DataSource, seed: u64) -> Result<Part, DataError> {
     };
     let mut spec = WorldSpec::new(world, split);
     spec.format = source.format;
-    if let Some(levels) = &source.levels {
+    if let Some(levels) = &source.levels
+        && source.primer.is_none()
+    {
         spec.levels = levels.clone();
     }
     if let Some(quality) = source.rationale {
@@ -283,10 +285,10 @@ fn open_primer(source: &DataSource, world: &WorldSpec, rows_per_image: usize, se
             "1 to 64 rows about each picture, and a share from 0 to 1; primer = 8 is a good start",
         ));
     }
-    let own = source.levels.is_some() || source.format != Format::Open || source.rationale.is_some();
+    let own = source.format != Format::Open || source.rationale.is_some();
     if own || world.split != Split::Train {
         return Err(unfit(
-            "a primer has no split, levels, format or rationale of its own",
+            "a primer has no split, format or rationale of its own",
             "leave them out; its material comes from the scenes of `train`",
         ));
     }
@@ -298,6 +300,12 @@ fn open_primer(source: &DataSource, world: &WorldSpec, rows_per_image: usize, se
     }
     let mut spec = PrimerSpec::new(world.world);
     (spec.rows_per_image, spec.multi_step_share, spec.size) = (rows_per_image, share, world.size);
+    if let Some(levels) = &source.levels {
+        if levels.is_empty() || levels.iter().any(|level| *level > 3) {
+            return Err(unfit(format!("levels = {levels:?} in a primer"), "a primer's levels are 0, 1, 2 and 3"));
+        }
+        spec.levels = levels.clone();
+    }
     Ok(Part::Primer { spec, seed, picked })
 }
 
