@@ -3,6 +3,7 @@
 //! Cost: every op is one pass over its operands; nothing here allocates in proportion to `tokens x vocabulary` or
 //! `tokens x tokens`.
 
+pub mod bench;
 pub mod cpu;
 pub mod element;
 pub mod interrupt;

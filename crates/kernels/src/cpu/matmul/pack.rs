@@ -1,21 +1,31 @@
 //! Brings operands into the order in which the matrix unit reads them.
-//! A (rows): blocks of 16 rows, in each of them tiles of 16 rows x 32 k, one cache line per row.
-//! B (columns): panels of 32 columns, in each of them per 32 k two tiles of 16 columns; a tile holds 16 lines, one per
-//! pair of k, with the pair's two values side by side for each of the 16 columns.
+//! A (rows): blocks of 32 rows, in each of them per 32 k two tiles of 16 rows; a line of a tile is 32 k of one row.
+//! B (columns): panels of 32 columns, in each of them per 32 k two tiles of 16 columns; a line of a tile is one pair of
+//! k, with the pair's two values side by side for each of the 16 columns.
 //! What a matrix lacks up to a full tile is zero. Rounding to bf16 happens here, to nearest, ties to even.
-//! Cost: one pass over the source, parallel over blocks or panels.
+//! Cost: one pass over the source at about memory speed, parallel; see `shuffle.rs` for the transposing loops.
 
+use super::shuffle;
+use crate::cpu::shared::SharedMut;
 use crate::element::{Element, bf16};
+use crate::isa::multiversion;
 use crate::parallel;
 
 /// Rows and columns of a tile, in elements of C.
 pub(crate) const TILE: usize = 16;
-/// Columns of a panel: two tiles side by side.
+/// Rows of a block of A and columns of a panel of B: two tiles side by side.
 pub(crate) const PANEL: usize = 32;
 /// k covered by one tile of A or B.
 pub(crate) const STEP: usize = 32;
 /// bf16 values of a tile.
 pub(crate) const TILE_LEN: usize = TILE * STEP;
+/// bf16 values of the two tiles of a step.
+const PAIR_LEN: usize = 2 * TILE_LEN;
+
+/// Panels whose strips a task reads together: 512 columns, so that rows are read in long pieces.
+const GROUP: usize = 16;
+/// Steps of a task that reads strips.
+const GROUP_STEPS: usize = 8;
 
 /// bf16 values of packed columns, `k` rows by `n` columns.
 pub(crate) fn panels_len(k: usize, n: usize) -> usize {
@@ -24,51 +34,68 @@ pub(crate) fn panels_len(k: usize, n: usize) -> usize {
 
 /// bf16 values of packed rows, `m` rows by `k`.
 pub(crate) fn rows_len(m: usize, k: usize) -> usize {
-    m.div_ceil(TILE) * TILE * k.div_ceil(STEP) * STEP
+    panels_len(k, m)
 }
 
 /// A from row-major `x[m, k]`.
 pub(crate) fn rows_from_rows(x: &[bf16], k: usize, m: usize, out: &mut [bf16]) {
-    let block_len = rows_len(TILE, k);
+    let block_len = rows_len(PANEL, k);
     parallel::for_rows(&mut out[..rows_len(m, k)], block_len, 4, |first, blocks| {
         for (index, block) in blocks.chunks_exact_mut(block_len).enumerate() {
-            let row = (first + index) * TILE;
-            let rows = TILE.min(m - row);
+            let row = (first + index) * PANEL;
+            let rows = PANEL.min(m - row);
             block_from_rows(&x[row * k..][..rows * k], k, block);
         }
     });
 }
 
-fn block_from_rows(x: &[bf16], k: usize, block: &mut [bf16]) {
-    for (step, tile) in block.chunks_exact_mut(TILE_LEN).enumerate() {
-        let width = STEP.min(k - step * STEP);
-        for (r, line) in tile.chunks_exact_mut(STEP).enumerate() {
-            if r * k < x.len() {
-                line[..width].copy_from_slice(&x[r * k + step * STEP..][..width]);
-                line[width..].fill(bf16::ZERO);
-            } else {
-                line.fill(bf16::ZERO);
+multiversion! {
+    fn block_from_rows(x: &[bf16], k: usize, block: &mut [bf16]) {
+        for (step, pair) in block.chunks_exact_mut(PAIR_LEN).enumerate() {
+            let width = STEP.min(k - step * STEP);
+            let (lines, _) = pair.as_chunks_mut::<STEP>();
+            for (r, line) in lines.iter_mut().enumerate() {
+                let start = r * k + step * STEP;
+                if start >= x.len() {
+                    *line = [bf16::ZERO; STEP];
+                } else if width == STEP {
+                    line.copy_from_slice(&x[start..start + STEP]);
+                } else {
+                    line[..width].copy_from_slice(&x[start..start + width]);
+                    line[width..].fill(bf16::ZERO);
+                }
             }
         }
     }
 }
 
+/// Calls `f` for every group of panels and steps of a packed operand with its `steps` steps and `panels` panels.
+fn for_groups(panels: usize, steps: usize, f: impl Fn(std::ops::Range<usize>, std::ops::Range<usize>) + Sync) {
+    let across = panels.div_ceil(GROUP);
+    parallel::for_chunks(across * steps.div_ceil(GROUP_STEPS), 1, |task| {
+        let (panel, step) = (task.start % across * GROUP, task.start / across * GROUP_STEPS);
+        f(panel..(panel + GROUP).min(panels), step..(step + GROUP_STEPS).min(steps));
+    });
+}
+
 /// A = dyᵀ: rows `row..row + rows` of the transpose of row-major `dy[depth, n]`.
 pub(crate) fn rows_from_transposed(dy: &[bf16], n: usize, row: usize, rows: usize, depth: usize, out: &mut [bf16]) {
-    let block_len = rows_len(TILE, depth);
-    parallel::for_rows(&mut out[..rows_len(rows, depth)], block_len, 2, |first, blocks| {
-        for (index, block) in blocks.chunks_exact_mut(block_len).enumerate() {
-            let offset = (first + index) * TILE;
-            let height = TILE.min(rows - offset);
-            for (step, tile) in block.chunks_exact_mut(TILE_LEN).enumerate() {
-                let width = STEP.min(depth - step * STEP);
-                tile.fill(bf16::ZERO);
-                for c in 0..width {
-                    let source = &dy[(step * STEP + c) * n + row + offset..][..height];
-                    for (r, value) in source.iter().enumerate() {
-                        tile[r * STEP + c] = *value;
-                    }
-                }
+    let steps = depth.div_ceil(STEP);
+    let out = SharedMut::new(&mut out[..rows_len(rows, depth)]);
+    for_groups(rows.div_ceil(PANEL), steps, |blocks, group_steps| {
+        for step in group_steps {
+            for block in blocks.clone() {
+                // SAFETY: tasks own different blocks and steps.
+                let pair = unsafe { out.slice((block * steps + step) * PAIR_LEN, PAIR_LEN) };
+                let source = Strip {
+                    data: dy,
+                    stride: n,
+                    row: step * STEP,
+                    rows: STEP.min(depth - step * STEP),
+                    column: row + block * PANEL,
+                    columns: PANEL.min(rows - block * PANEL),
+                };
+                source.with_full(STEP, |data, stride| shuffle::transpose(data, stride, pair));
             }
         }
     });
@@ -76,18 +103,22 @@ pub(crate) fn rows_from_transposed(dy: &[bf16], n: usize, row: usize, rows: usiz
 
 /// B from row-major `w[k, n]`.
 pub(crate) fn columns_from_rows<E: Element>(w: &[E], k: usize, n: usize, out: &mut [bf16]) {
-    let panel_len = panels_len(k, PANEL);
-    parallel::for_rows(&mut out[..panels_len(k, n)], panel_len, 2, |first, panels| {
-        for (index, panel) in panels.chunks_exact_mut(panel_len).enumerate() {
-            for (t, tile) in panel.chunks_exact_mut(TILE_LEN).enumerate() {
-                let (row, column) = (t / 2 * STEP, (first + index) * PANEL + t % 2 * TILE);
-                tile.fill(bf16::ZERO);
-                let width = TILE.min(n.saturating_sub(column));
-                for r in 0..STEP.min(k - row) {
-                    for j in 0..width {
-                        tile[(r / 2) * STEP + 2 * j + r % 2] = bf16::from_f32(w[(row + r) * n + column + j].to_f32());
-                    }
-                }
+    let steps = k.div_ceil(STEP);
+    let out = SharedMut::new(&mut out[..panels_len(k, n)]);
+    for_groups(n.div_ceil(PANEL), steps, |panels, group_steps| {
+        for step in group_steps {
+            for panel in panels.clone() {
+                // SAFETY: tasks own different panels and steps.
+                let pair = unsafe { out.slice((panel * steps + step) * PAIR_LEN, PAIR_LEN) };
+                let source = Strip {
+                    data: w,
+                    stride: n,
+                    row: step * STEP,
+                    rows: STEP.min(k - step * STEP),
+                    column: panel * PANEL,
+                    columns: PANEL.min(n - panel * PANEL),
+                };
+                source.with_full(STEP, |data, stride| interleave(data, stride, pair));
             }
         }
     });
@@ -96,17 +127,74 @@ pub(crate) fn columns_from_rows<E: Element>(w: &[E], k: usize, n: usize, out: &m
 /// B = Wᵀ from row-major `w[n, k]`.
 pub(crate) fn columns_from_transposed(w: &[f32], k: usize, n: usize, out: &mut [bf16]) {
     let panel_len = panels_len(k, PANEL);
-    parallel::for_rows(&mut out[..panels_len(k, n)], panel_len, 2, |first, panels| {
-        for (index, panel) in panels.chunks_exact_mut(panel_len).enumerate() {
-            for (t, tile) in panel.chunks_exact_mut(TILE_LEN).enumerate() {
-                let (row, column) = (t / 2 * STEP, (first + index) * PANEL + t % 2 * TILE);
-                tile.fill(bf16::ZERO);
-                for j in 0..TILE.min(n.saturating_sub(column)) {
-                    for r in 0..STEP.min(k - row) {
-                        tile[(r / 2) * STEP + 2 * j + r % 2] = Element::from_f32(w[(column + j) * k + row + r]);
-                    }
+    parallel::for_rows(&mut out[..panels_len(k, n)], panel_len, 1, |panel, pairs| {
+        for tile in 0..2 {
+            let column = panel * PANEL + tile * TILE;
+            for (step, pair) in pairs.chunks_exact_mut(PAIR_LEN).enumerate() {
+                let out = &mut pair[tile * TILE_LEN..][..TILE_LEN];
+                if column >= n {
+                    out.fill(bf16::ZERO);
+                    continue;
                 }
+                let source = Strip {
+                    data: w,
+                    stride: k,
+                    row: column,
+                    rows: TILE.min(n - column),
+                    column: step * STEP,
+                    columns: STEP.min(k - step * STEP),
+                };
+                source.with_full(TILE, |data, stride| shuffle::round_transpose(data, stride, out));
             }
         }
     });
+}
+
+/// Up to 32 x 32 elements of a row-major matrix.
+struct Strip<'a, E> {
+    data: &'a [E],
+    stride: usize,
+    row: usize,
+    rows: usize,
+    column: usize,
+    columns: usize,
+}
+
+impl<E: Element> Strip<'_, E> {
+    /// Calls `f` with a slice that starts at the first element and holds `wanted` full rows of 32 at the given stride;
+    /// edges are filled up with zeros.
+    fn with_full(&self, wanted: usize, f: impl FnOnce(&[E], usize)) {
+        let start = self.row * self.stride + self.column;
+        if self.rows == wanted && self.columns == STEP {
+            return f(&self.data[start..start + (wanted - 1) * self.stride + STEP], self.stride);
+        }
+        let mut padded = [E::default(); STEP * STEP];
+        for (r, line) in padded.chunks_exact_mut(STEP).take(self.rows).enumerate() {
+            line[..self.columns].copy_from_slice(&self.data[start + r * self.stride..][..self.columns]);
+        }
+        f(&padded, STEP);
+    }
+}
+
+/// Bits of bf16 `value`, in the low half.
+#[inline(always)]
+fn low<E: Element>(value: E) -> u32 {
+    u32::from(<bf16 as Element>::from_f32(value.to_f32()).to_bits())
+}
+
+multiversion! {
+    /// Two tiles of B from 32 rows of 32 elements: values of row pairs side by side.
+    fn interleave<E: Element>(source: &[E], stride: usize, pair: &mut [bf16]) {
+        let (lines, _) = bytemuck::cast_slice_mut::<bf16, u32>(pair).as_chunks_mut::<TILE>();
+        for half in 0..2 {
+            for p in 0..TILE {
+                let start = 2 * p * stride + half * TILE;
+                let (even, odd) = (&source[start..start + TILE], &source[start + stride..start + stride + TILE]);
+                let line = &mut lines[half * TILE + p];
+                for j in 0..TILE {
+                    line[j] = low(even[j]) | low(odd[j]) << 16;
+                }
+            }
+        }
+    }
 }

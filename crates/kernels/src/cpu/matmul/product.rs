@@ -1,14 +1,16 @@
 //! The loops around the block kernel: who computes which block, in what order memory is walked, and what happens to a
 //! finished block (bias, addition, rounding).
-//! B panels are the inner resident operand: one slice of a panel stays in the first-level cache while blocks of rows
-//! stream past it. Sums over k that are cut into slices continue from where they stopped, so blocking changes no bits.
+//! One slice of a B panel stays in the first-level cache while blocks of A stream past it from the second. Sums over k
+//! that are cut into slices continue from where they stopped, so blocking changes no bits.
 //! Cost: A is packed once per product, about 3 % of the time of a 1024x576x1536 product.
 
 use super::pack::{self, PANEL, STEP, TILE, TILE_LEN};
 use super::portable;
+#[cfg(target_arch = "x86_64")]
+use super::{amx, avx512};
 use crate::cpu::scratch::with_scratch;
 use crate::element::{Element, bf16};
-use crate::isa::{MatmulPath, multiversion};
+use crate::isa::{Machine, MatmulPath, multiversion};
 use crate::parallel::{self, SharedPointer};
 use std::ops::Range;
 
@@ -61,8 +63,13 @@ impl<'a> Columns<'a> {
 /// What to do with a finished block.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Sink {
+    /// Overwrite.
     F32(*mut f32),
+    /// Add the finished sums.
     F32Add(*mut f32),
+    /// Continue the sums that are there: no extra pass, another order of rounding.
+    F32Chain(*mut f32),
+    /// Overwrite, rounded.
     Bf16(*mut bf16),
 }
 
@@ -93,23 +100,140 @@ impl Target {
             match self.sink {
                 Sink::F32(out) => Sink::F32(out.add(offset)),
                 Sink::F32Add(out) => Sink::F32Add(out.add(offset)),
+                Sink::F32Chain(out) => Sink::F32Chain(out.add(offset)),
                 Sink::Bf16(out) => Sink::Bf16(out.add(offset)),
             }
         };
         Self { sink, ..self }
     }
+
+    /// Where a kernel may keep the sums of a block instead of in a buffer: in the target, if it holds f32 and the block
+    /// needs no finishing.
+    ///
+    /// # Safety
+    /// The target has this row and column.
+    unsafe fn sums(self, row: usize, column: usize, plain: bool) -> Option<(*mut f32, usize)> {
+        match self.sink {
+            Sink::F32(out) | Sink::F32Chain(out) if plain => {
+                // SAFETY: as the caller promises.
+                Some((unsafe { out.add(row * self.stride + column) }, self.stride))
+            }
+            _ => None,
+        }
+    }
+}
+
+/// One call of a block kernel: up to 32x32 sums over some steps of k.
+#[derive(Debug)]
+pub(super) struct Block {
+    /// Packed rows at the first step.
+    pub(super) a: *const bf16,
+    /// Tiles of 16 rows to compute, 1 or 2.
+    pub(super) num_tiles: usize,
+    /// Packed columns at the first step.
+    pub(super) b: *const bf16,
+    /// Steps of k, at least 1.
+    pub(super) steps: usize,
+    /// 16 or 32 rows of 32 sums.
+    pub(super) c: *mut f32,
+    /// Elements from one row of sums to the next.
+    pub(super) c_stride: usize,
+    /// Start from zero instead of from the sums.
+    pub(super) fresh: bool,
+    /// Part of B that is wanted soon: 256 bytes per step are prefetched from here on. Need not be valid.
+    pub(super) next: *const bf16,
+}
+
+/// A block kernel, ready on this thread.
+enum Kernel {
+    #[cfg(target_arch = "x86_64")]
+    Amx(amx::Tiles),
+    #[cfg(target_arch = "x86_64")]
+    Avx512Bf16,
+    Portable,
+}
+
+impl Kernel {
+    /// The kernel of `path`; a path that the machine lacks becomes the portable one.
+    fn new(path: MatmulPath) -> Self {
+        let machine = Machine::get();
+        match path {
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: detection found AMX and got permission for it.
+            MatmulPath::Amx if machine.amx_bf16 => Self::Amx(unsafe { amx::Tiles::new() }),
+            #[cfg(target_arch = "x86_64")]
+            MatmulPath::Avx512Bf16 if machine.avx512_bf16 => Self::Avx512Bf16,
+            _ => {
+                let _ = machine;
+                Self::Portable
+            }
+        }
+    }
+
+    /// # Safety
+    /// The pointers of `block` are valid for its sizes, and nobody else writes to its sums.
+    unsafe fn multiply(&self, block: &Block) {
+        // SAFETY: as promised by the caller; `new` checked the machine.
+        unsafe {
+            match self {
+                #[cfg(target_arch = "x86_64")]
+                Self::Amx(tiles) => tiles.multiply(block),
+                #[cfg(target_arch = "x86_64")]
+                Self::Avx512Bf16 => avx512::multiply(block),
+                Self::Portable => portable::multiply(block),
+            }
+        }
+    }
+}
+
+/// A loop without memory, for measuring what a path can do at best.
+#[derive(Clone, Copy)]
+pub(crate) struct PeakRate {
+    /// Floating-point operations of one run.
+    pub(crate) flops: usize,
+    /// Runs it on this thread.
+    pub(crate) run: fn(),
+}
+
+/// The peak loop of a path, if the machine has a unit for it.
+pub(crate) fn peak_rate(path: MatmulPath) -> Option<PeakRate> {
+    match Kernel::new(path) {
+        #[cfg(target_arch = "x86_64")]
+        Kernel::Amx(_) => Some(PeakRate {
+            flops: amx::PEAK_STEPS * 4 * 2 * TILE * TILE_LEN,
+            run: || {
+                if let Kernel::Amx(tiles) = Kernel::new(MatmulPath::Amx) {
+                    amx::peak(&tiles);
+                }
+            },
+        }),
+        #[cfg(target_arch = "x86_64")]
+        Kernel::Avx512Bf16 => Some(PeakRate {
+            flops: avx512::PEAK_ROUNDS * 16 * 2 * STEP,
+            run: || {
+                // SAFETY: this path was available a moment ago.
+                std::hint::black_box(unsafe { avx512::peak() });
+            },
+        }),
+        Kernel::Portable => None,
+    }
 }
 
 /// Bytes of packed A made at a time: two second-level caches' worth.
 const PACKED_BYTES: usize = 4 << 20;
-/// Rows of a task; with k = 1536 they take 768 KiB, a good part of a second-level cache.
-const TASK_ROWS: usize = 256;
-/// Steps of k whose panel slice stays in the first-level cache (32 KiB).
-const SLICE_STEPS: usize = 16;
-/// A k of up to this many steps is not cut.
-const WHOLE_STEPS: usize = 24;
+/// Bytes of packed A that a task works on: half a second-level cache.
+const TASK_BYTES: usize = 1 << 20;
+/// Most rows of a task; more would save little of the traffic of B.
+const TASK_ROWS: usize = 512;
+/// Most steps of k whose panel slice stays in the first-level cache: 40 of 48 KiB.
+const SLICE_STEPS: usize = 20;
 /// Blocks of 32x32x32 that are worth a task of their own, about 10 microseconds of AMX.
 const TASK_BLOCKS: usize = 400;
+
+/// Rows of a task for `steps` steps of k.
+fn task_rows(steps: usize) -> usize {
+    (TASK_BYTES / (steps.max(1) * STEP * size_of::<bf16>()) / PANEL * PANEL).clamp(128, TASK_ROWS)
+}
 
 /// Target = x[m, k]·B, packing x on the way.
 ///
@@ -124,8 +248,8 @@ pub(crate) unsafe fn multiply_rows(
     bias: Option<&[f32]>,
     target: Target,
 ) {
-    let rows_at_once = (PACKED_BYTES / (size_of::<bf16>() * k.next_multiple_of(STEP).max(1))).max(TASK_ROWS);
-    let rows_at_once = rows_at_once / TASK_ROWS * TASK_ROWS;
+    let group = task_rows(b.steps);
+    let rows_at_once = (PACKED_BYTES / (b.steps.max(1) * STEP * size_of::<bf16>()) / group).max(1) * group;
     for first in (0..m).step_by(rows_at_once) {
         let rows = rows_at_once.min(m - first);
         with_scratch(pack::rows_len(rows, k), |packed: &mut [bf16]| {
@@ -148,18 +272,19 @@ pub(crate) unsafe fn multiply_packed(
     bias: Option<&[f32]>,
     target: Target,
 ) {
-    let row_groups = rows.div_ceil(TASK_ROWS);
+    let group_rows = task_rows(b.steps);
+    let row_groups = rows.div_ceil(group_rows);
     let blocks = rows.div_ceil(PANEL) * b.panels * b.steps;
     // More tasks than threads even out a machine that others use too, as long as a task is worth its start.
     let wanted = (blocks / TASK_BLOCKS).min(4 * rayon::current_num_threads()).max(1);
-    let panels_per_task = b.panels.div_ceil(wanted.div_ceil(row_groups).min(b.panels).max(1)).max(1);
+    let panels_per_task = b.panels.div_ceil(wanted.div_ceil(row_groups.max(1)).min(b.panels).max(1)).max(1);
     let panel_groups = b.panels.div_ceil(panels_per_task);
     parallel::for_chunks(row_groups * panel_groups, 1, |task| {
         let (group, first_panel) = (task.start / panel_groups, task.start % panel_groups * panels_per_task);
-        let first_row = group * TASK_ROWS;
-        let task_rows = TASK_ROWS.min(rows - first_row);
+        let first_row = group * group_rows;
+        let task_rows = group_rows.min(rows - first_row);
         let panels = first_panel..(first_panel + panels_per_task).min(b.panels);
-        let a = &a[first_row / TILE * b.steps * TILE_LEN..];
+        let a = &a[first_row * b.steps * STEP..];
         // SAFETY: tasks differ in their rows or in their panels, so no two write the same element.
         unsafe { multiply_panels(path, a, task_rows, b, panels, bias, target.skip_rows(first_row)) }
     });
@@ -194,31 +319,78 @@ unsafe fn multiply_panels(
     bias: Option<&[f32]>,
     target: Target,
 ) {
-    let blocks = rows.div_ceil(PANEL);
+    let num_blocks = rows.div_ceil(PANEL);
     let block_len = PANEL * PANEL;
-    let slice_steps = if b.steps <= WHOLE_STEPS { b.steps.max(1) } else { SLICE_STEPS };
-    let a_stride = b.steps * TILE_LEN;
-    with_scratch(blocks * block_len, |sums: &mut [f32]| {
+    let a_stride = b.steps * 2 * TILE_LEN;
+    assert!(a.len() >= num_blocks * a_stride, "packed rows are complete");
+    let kernel = Kernel::new(path);
+    let num_slices = b.steps.div_ceil(SLICE_STEPS);
+    let slice_steps = b.steps.div_ceil(num_slices.max(1)).max(1);
+    // With one slice of k a block is finished at once, and all blocks share one buffer.
+    let buffers = if num_slices > 1 { num_blocks } else { 1 };
+    with_scratch(buffers * block_len, |sums: &mut [f32]| {
         for panel in panels {
             let width = PANEL.min(target.columns - panel * PANEL);
             let bias = bias.map(|bias| &bias[panel * PANEL..][..width]);
-            for first_step in (0..b.steps.max(1)).step_by(slice_steps) {
-                let steps = first_step..(first_step + slice_steps).min(b.steps);
+            for slice in 0..num_slices.max(1) {
+                let steps = slice * slice_steps..((slice + 1) * slice_steps).min(b.steps);
+                let last = slice + 1 >= num_slices;
                 let b_slice = b.slice(panel, steps.clone());
-                for (block, c) in sums.chunks_exact_mut(block_len).enumerate() {
-                    let num_blocks = (rows - block * PANEL).div_ceil(TILE).min(2);
-                    let a = &a[2 * block * a_stride + steps.start * TILE_LEN..];
-                    portable::block(a, num_blocks, a_stride, b_slice, c, first_step == 0);
-                    if steps.end == b.steps {
-                        let height = PANEL.min(rows - block * PANEL);
-                        // SAFETY: these rows and columns lie in the target, as the caller promises.
-                        unsafe { finish(c, height, width, bias, target, block * PANEL, panel * PANEL) }
+                for index in 0..num_blocks {
+                    let (row, column) = (index * PANEL, panel * PANEL);
+                    let height = PANEL.min(rows - row);
+                    let full = height == PANEL && width == PANEL;
+                    let buffer = &mut sums[index % buffers * block_len..][..block_len];
+                    // SAFETY: this block lies in the target, as the caller promises.
+                    let place = unsafe { target.sums(row, column, full && bias.is_none() && b.steps > 0) };
+                    let chain = matches!(target.sink, Sink::F32Chain(_));
+                    if chain && place.is_none() && slice == 0 {
+                        // SAFETY: as above.
+                        unsafe { load(buffer, height, width, target, row, column) }
+                    }
+                    let (c, c_stride) = place.unwrap_or((buffer.as_mut_ptr(), PANEL));
+                    let fresh = slice == 0 && !chain;
+                    if steps.is_empty() {
+                        if fresh {
+                            buffer.fill(0.0);
+                        }
+                    } else {
+                        let block = Block {
+                            a: a[index * a_stride + steps.start * 2 * TILE_LEN..].as_ptr(),
+                            num_tiles: height.div_ceil(TILE),
+                            b: b_slice.as_ptr(),
+                            steps: steps.len(),
+                            c,
+                            c_stride,
+                            fresh,
+                            // Eight blocks fetch all of the next slice; further ones look at what is there already.
+                            next: b_slice.as_ptr_range().end.wrapping_add(index % 8 * steps.len() * 128),
+                        };
+                        // SAFETY: `a` and `b_slice` have these steps; `c` is the buffer or a full block of the target.
+                        unsafe { kernel.multiply(&block) }
+                    }
+                    if last && place.is_none() {
+                        // SAFETY: as above.
+                        unsafe { finish(buffer, height, width, bias, target, row, column) }
                     }
                 }
             }
         }
     });
-    let _ = path;
+}
+
+/// Fills the buffer of a block that is not full with the sums that a chain continues.
+///
+/// # Safety
+/// The target has these rows and columns, and no other thread uses them.
+unsafe fn load(c: &mut [f32], height: usize, width: usize, target: Target, row: usize, column: usize) {
+    let Sink::F32Chain(out) = target.sink else { return };
+    c.fill(0.0);
+    for (r, c) in c.chunks_exact_mut(PANEL).take(height).enumerate() {
+        // SAFETY: row `row + r` of the target.
+        let source = unsafe { std::slice::from_raw_parts(out.add((row + r) * target.stride + column), width) };
+        c[..width].copy_from_slice(source);
+    }
 }
 
 /// Writes the `height` x `width` valid part of a block to the target at (`row`, `column`).
@@ -238,29 +410,17 @@ unsafe fn finish(
     // SAFETY: the last element touched is at offset + (height - 1) * stride + width, inside the target.
     unsafe {
         match target.sink {
-            Sink::F32(out) => write_f32(c, height, width, bias, SharedPointer(out.add(offset)), target.stride),
+            Sink::F32(out) | Sink::F32Chain(out) => {
+                write_f32(c, height, width, bias, SharedPointer(out.add(offset)), target.stride)
+            }
             Sink::F32Add(out) => add_f32(c, height, width, bias, SharedPointer(out.add(offset)), target.stride),
             Sink::Bf16(out) => write_bf16(c, height, width, bias, SharedPointer(out.add(offset)), target.stride),
         }
     }
 }
 
-/// A line of the block with the bias added; all 32 columns, so that the loop has a fixed length.
-#[inline(always)]
-fn biased(c: &[f32], bias: &[f32; PANEL]) -> [f32; PANEL] {
-    std::array::from_fn(|j| c[j] + bias[j])
-}
-
-#[inline(always)]
-fn padded_bias(bias: Option<&[f32]>) -> [f32; PANEL] {
-    let mut padded = [0.0; PANEL];
-    if let Some(bias) = bias {
-        padded[..bias.len()].copy_from_slice(bias);
-    }
-    padded
-}
-
-/// Calls `write` with each output row of the block and its biased sums.
+/// Calls `write` with each output row of the block and its biased sums; always all 32 columns, so that loops have a
+/// fixed length.
 ///
 /// # Safety
 /// `out` has `height` rows of `width` elements, `stride` apart.
@@ -274,11 +434,26 @@ unsafe fn each_row<T>(
     stride: usize,
     write: impl Fn(&[f32; PANEL], &mut [T]),
 ) {
-    let padded = padded_bias(bias);
-    for (r, c) in c.chunks_exact(PANEL).take(height).enumerate() {
-        // SAFETY: row r of the part that the caller vouches for.
-        let row = unsafe { std::slice::from_raw_parts_mut(out.at(r * stride), width) };
-        write(&biased(c, &padded), row);
+    let (lines, _) = c.as_chunks::<PANEL>();
+    // SAFETY: row r of the part that the caller vouches for.
+    let row = |r: usize| unsafe { std::slice::from_raw_parts_mut(out.at(r * stride), width) };
+    match bias {
+        None => {
+            for (r, sums) in lines.iter().take(height).enumerate() {
+                write(sums, row(r));
+            }
+        }
+        Some(bias) => {
+            let mut padded = [0.0; PANEL];
+            padded[..width].copy_from_slice(bias);
+            for (r, sums) in lines.iter().take(height).enumerate() {
+                let mut biased = *sums;
+                for j in 0..PANEL {
+                    biased[j] += padded[j];
+                }
+                write(&biased, row(r));
+            }
+        }
     }
 }
 
@@ -298,9 +473,16 @@ multiversion! {
     fn add_f32(c: &[f32], height: usize, width: usize, bias: Option<&[f32]>, out: SharedPointer<f32>, stride: usize) {
         // SAFETY: `finish` passes a part of the target.
         unsafe {
-            each_row(c, height, width, bias, out, stride, |sums, row| {
-                for (out, sum) in row.iter_mut().zip(sums) {
-                    *out += sum;
+            each_row(c, height, width, bias, out, stride, |sums, row| match <&mut [f32; PANEL]>::try_from(&mut *row) {
+                Ok(row) => {
+                    for j in 0..PANEL {
+                        row[j] += sums[j];
+                    }
+                }
+                Err(_) => {
+                    for (out, sum) in row.iter_mut().zip(sums) {
+                        *out += sum;
+                    }
                 }
             });
         }
@@ -312,7 +494,12 @@ multiversion! {
         // SAFETY: `finish` passes a part of the target.
         unsafe {
             each_row(c, height, width, bias, out, stride, |sums, row| match <&mut [bf16; PANEL]>::try_from(&mut *row) {
-                Ok(row) => *row = sums.map(Element::from_f32),
+                // A plain loop: `array::map` is not inlined and would run without vector instructions.
+                Ok(row) => {
+                    for j in 0..PANEL {
+                        row[j] = Element::from_f32(sums[j]);
+                    }
+                }
                 Err(_) => {
                     for (out, sum) in row.iter_mut().zip(sums) {
                         *out = Element::from_f32(*sum);

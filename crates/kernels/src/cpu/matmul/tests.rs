@@ -84,6 +84,45 @@ fn bf16_products_match_f64_on_every_path() {
 }
 
 #[test]
+fn the_amx_unit_sums_as_documented() {
+    if !MatmulPath::available().contains(&MatmulPath::Amx) {
+        eprintln!("skipped: this machine has no AMX");
+        return;
+    }
+    for (m, n, k) in [(1, 33, 70), (40, 64, 1000)] {
+        // Numbers of many magnitudes, subnormals among them.
+        let spread = |x: Vec<f32>| -> Vec<f32> {
+            x.iter()
+                .enumerate()
+                .map(|(i, x)| if i % 19 == 0 { x * 1e-39 } else { x * [1.0, 1e3, 1e-3][i % 3] })
+                .collect()
+        };
+        let x = narrow(&spread(numbers(m * k, 1)));
+        let w = spread(numbers(n * k, 2));
+        let mut packed = PackedMatrix::new(k, n);
+        packed.pack_transposed(&w);
+        let mut out = vec![0.0; m * n];
+        matmul_bf16_on(MatmulPath::Amx, &x, m, &packed, None, Output::F32(&mut out));
+        assert_eq!(bits(&out), bits(&reference::amx_matmul_nt(&x, m, &narrow(&w), n, k)), "{m}x{n}x{k}");
+    }
+}
+
+#[test]
+fn a_weight_gradient_in_two_parts_is_the_whole() {
+    // The chain of sums goes on in dw, so a cut at a multiple of 32 rows changes no bits.
+    let (m, n, k) = (96, 70, 64);
+    let (dy, x) = (narrow(&numbers(m * n, 1)), narrow(&numbers(m * k, 2)));
+    for path in MatmulPath::available() {
+        let mut whole = vec![0.5; n * k];
+        matmul_bf16_weight_gradient_on(path, &dy, &x, m, n, k, &mut whole);
+        let mut parts = vec![0.5; n * k];
+        matmul_bf16_weight_gradient_on(path, &dy[..64 * n], &x[..64 * k], 64, n, k, &mut parts);
+        matmul_bf16_weight_gradient_on(path, &dy[64 * n..], &x[64 * k..], 32, n, k, &mut parts);
+        assert_eq!(bits(&parts), bits(&whole), "{path:?}");
+    }
+}
+
+#[test]
 fn long_contractions_of_weight_gradients_match_f64() {
     let (m, n, k) = (CONTRACTION + 70, 20, 36);
     let (dy, x) = (narrow(&numbers(m * n, 1)), narrow(&numbers(m * k, 2)));
