@@ -8,14 +8,18 @@ mod amx;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
 mod float32;
+mod kernel;
 pub(crate) mod pack;
 mod portable;
 mod product;
 mod shuffle;
+mod target;
 
 pub(crate) use float32::f32_nt_serial;
 pub use float32::{matmul_f32_nn, matmul_f32_nt, matmul_f32_weight_gradient};
-pub(crate) use product::{Columns, Sink, Target, multiply_rows, multiply_serial, peak_rate};
+pub(crate) use kernel::peak_rate;
+pub(crate) use product::{Columns, multiply_rows, multiply_serial};
+pub(crate) use target::{Sink, Target};
 
 use crate::cpu::scratch::{Line, with_scratch, zeroed_lines};
 use crate::element::{Element, bf16};
@@ -158,7 +162,7 @@ pub(crate) fn matmul_bf16_weight_gradient_on(
                 with_scratch(pack::rows_len(rows, depth), |packed: &mut [bf16]| {
                     pack::rows_from_transposed(&dy[first * n..][..depth * n], n, row, rows, depth, packed);
                     let out = &mut dw[row * k..][..rows * k];
-                    let target = Target { sink: Sink::F32Chain(out.as_mut_ptr()), stride: k, columns: k };
+                    let target = Target { sink: Sink::F32Add(out.as_mut_ptr()), stride: k, columns: k };
                     // SAFETY: `target` covers the borrowed rows of dw.
                     unsafe {
                         product::multiply_packed(path, packed, rows, Columns::new(panels, depth, k), None, target)

@@ -4,7 +4,7 @@
 //! the first-level cache and A streaming from the second. `tileloaddt1` for A is what makes that possible: with plain
 //! `tileloadd` A drives B out of the first-level cache, and the same loop reaches 1.7.
 
-use super::product::Block;
+use super::kernel::Block;
 use std::arch::asm;
 use std::marker::PhantomData;
 
@@ -85,7 +85,8 @@ impl Drop for Tiles {
     }
 }
 
-/// The loop over steps between a start and an end. Four lines of what comes next are prefetched per step.
+/// The loop over steps between a start and an end. Each step also asks for four lines of the B that comes next and for
+/// two rows of the output: spread out like this the requests hide behind the products, in one burst they would not.
 macro_rules! kernel {
     ($name:ident, [$($start:literal),*], [$($step:literal),*], [$($end:literal),*]) => {
         unsafe fn $name(block: &Block) {
@@ -98,8 +99,14 @@ macro_rules! kernel {
                     $($step,)*
                     "prefetcht1 [{next}]",
                     "prefetcht1 [{next} + 64]",
+                    "prefetchw [{out}]",
+                    "prefetchw [{out} + {second}]",
+                    "add {out}, {row}",
                     "prefetcht1 [{next} + 128]",
                     "prefetcht1 [{next} + 192]",
+                    "prefetchw [{out}]",
+                    "prefetchw [{out} + {second}]",
+                    "add {out}, {row}",
                     "add {next}, 256",
                     "add {a}, 2048",
                     "add {b}, 2048",
@@ -109,6 +116,9 @@ macro_rules! kernel {
                     a = inout(reg) block.a => _,
                     b = inout(reg) block.b => _,
                     next = inout(reg) block.next => _,
+                    out = inout(reg) block.output.first => _,
+                    second = in(reg) block.output.second,
+                    row = in(reg) block.output.stride,
                     steps = inout(reg) block.steps => _,
                     line = in(reg) 64usize,
                     c = in(reg) block.c,

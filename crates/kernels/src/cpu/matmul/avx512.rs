@@ -1,8 +1,8 @@
 //! The 32x32 block kernel on AVX-512 BF16: eight rows of two 512-bit sums at a time, `vdpbf16ps` per pair of k.
 //! Cost: at most twice the speed of an f32 product; its point is that operands are half as large.
 
+use super::kernel::Block;
 use super::pack::{STEP, TILE, TILE_LEN};
-use super::product::Block;
 use std::arch::x86_64::{__m512, __m512bh, _mm512_dpbf16_ps, _mm512_loadu_ps, _mm512_set1_epi32, _mm512_setzero_ps};
 use std::arch::x86_64::{_mm512_loadu_si512, _mm512_storeu_ps};
 

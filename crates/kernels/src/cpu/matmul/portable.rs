@@ -2,8 +2,8 @@
 //! Products of two bf16 values are exact in f32, so fused and unfused versions give the same bits.
 //! Cost: about the speed of a plain f32 product.
 
+use super::kernel::Block;
 use super::pack::{PANEL, STEP, TILE, TILE_LEN};
-use super::product::Block;
 use crate::element::{Element, bf16};
 use crate::isa::multiversion;
 

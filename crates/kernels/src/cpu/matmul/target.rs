@@ -1,0 +1,248 @@
+//! Where finished blocks go: bias, addition or rounding, and the row-major output.
+//! Knows blocks of 32x32 sums; nothing of how they were made.
+//! Cost: one pass over the output. Its lines are fetched while the block is computed, since nothing else would.
+
+use super::pack::PANEL;
+use crate::element::{Element, bf16};
+use crate::isa::multiversion;
+use crate::parallel::SharedPointer;
+
+/// What to do with a finished block.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Sink {
+    /// Overwrite.
+    F32(*mut f32),
+    /// Add the finished sums.
+    F32Add(*mut f32),
+    /// Overwrite, rounded.
+    Bf16(*mut bf16),
+}
+
+/// A row-major output that tasks write disjoint blocks of.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Target {
+    pub(crate) sink: Sink,
+    /// Elements from one row to the next.
+    pub(crate) stride: usize,
+    /// Valid columns; the padding of the last panel is dropped.
+    pub(crate) columns: usize,
+}
+
+// SAFETY: tasks write disjoint blocks, see `multiply_packed`.
+unsafe impl Send for Target {}
+// SAFETY: as above.
+unsafe impl Sync for Target {}
+
+/// The valid part of a block: where it starts and how large it is.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Place {
+    pub(super) row: usize,
+    pub(super) column: usize,
+    /// Up to 32 rows.
+    pub(super) height: usize,
+    /// Up to 32 columns.
+    pub(super) width: usize,
+}
+
+/// Cache lines of a block of the output: in each row the one of `first` and the one `second` bytes further.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct OutputLines {
+    pub(super) first: *const u8,
+    pub(super) second: usize,
+    /// Bytes from row to row.
+    pub(super) stride: usize,
+}
+
+impl OutputLines {
+    /// The lines of a buffer of sums.
+    pub(super) fn of_buffer(sums: *const f32) -> Self {
+        Self { first: sums.cast(), second: 64, stride: PANEL * size_of::<f32>() }
+    }
+}
+
+impl Target {
+    /// The same output, starting `rows` further down.
+    ///
+    /// # Safety
+    /// The output has at least `rows` rows.
+    pub(crate) unsafe fn skip_rows(self, rows: usize) -> Self {
+        let offset = rows * self.stride;
+        // SAFETY: the caller says that these rows exist.
+        let sink = unsafe {
+            match self.sink {
+                Sink::F32(out) => Sink::F32(out.add(offset)),
+                Sink::F32Add(out) => Sink::F32Add(out.add(offset)),
+                Sink::Bf16(out) => Sink::Bf16(out.add(offset)),
+            }
+        };
+        Self { sink, ..self }
+    }
+
+    /// Where a kernel may keep the sums of a full block instead of in a buffer: in the target, if it just holds them.
+    ///
+    /// # Safety
+    /// The target has this place.
+    pub(super) unsafe fn sums(&self, place: Place) -> Option<(*mut f32, usize)> {
+        match self.sink {
+            Sink::F32(out) if place.height == PANEL && place.width == PANEL => {
+                // SAFETY: as the caller promises.
+                Some((unsafe { out.add(place.row * self.stride + place.column) }, self.stride))
+            }
+            _ => None,
+        }
+    }
+
+    /// The lines of `place`, to be fetched before they are written.
+    pub(super) fn lines(&self, place: Place) -> OutputLines {
+        let (start, size) = match self.sink {
+            Sink::F32(out) | Sink::F32Add(out) => (out.cast::<u8>(), size_of::<f32>()),
+            Sink::Bf16(out) => (out.cast::<u8>(), size_of::<bf16>()),
+        };
+        // Rows may start anywhere in a line. Their first line was fetched with the panel before; hence the last byte.
+        let first = start.wrapping_add((place.row * self.stride + place.column) * size + 63);
+        OutputLines { first, second: PANEL * size - 64, stride: self.stride * size }
+    }
+
+    /// Writes the valid part of the block of sums `c`.
+    ///
+    /// # Safety
+    /// The target has this place, and no other thread uses it.
+    pub(super) unsafe fn store(&self, c: &[f32], bias: Option<&[f32]>, place: Place) {
+        assert!(c.len() >= PANEL * PANEL, "a block is complete");
+        let Place { row, column, height, width } = place;
+        let offset = row * self.stride + column;
+        // SAFETY: the last element touched is at offset + (height - 1) * stride + width, inside the target.
+        unsafe {
+            match self.sink {
+                Sink::F32(out) => write_f32(c, height, width, bias, SharedPointer(out.add(offset)), self.stride),
+                Sink::F32Add(out) => add_f32(c, height, width, bias, SharedPointer(out.add(offset)), self.stride),
+                #[cfg(target_arch = "x86_64")]
+                Sink::Bf16(out) if width == PANEL && crate::isa::Machine::get().avx512_bf16 => {
+                    full_bf16(c, height, bias, out.add(offset), self.stride);
+                }
+                Sink::Bf16(out) => write_bf16(c, height, width, bias, SharedPointer(out.add(offset)), self.stride),
+            }
+        }
+    }
+}
+
+/// Rows of 32 columns with the instruction that rounds two registers at once: three instructions a row where plain
+/// code needs twenty, few enough to run under the next block's loads. Rounds like `Element::from_f32`, but makes
+/// subnormal numbers zero, as the matrix units do with their operands anyway.
+///
+/// # Safety
+/// AVX-512 BF16; `c` has 32 rows, `bias` 32 entries, `out` `height` rows of 32 elements.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx512bf16")]
+unsafe fn full_bf16(c: &[f32], height: usize, bias: Option<&[f32]>, out: *mut bf16, stride: usize) {
+    use std::arch::x86_64::*;
+    let (mut low, mut high) = (_mm512_setzero_ps(), _mm512_setzero_ps());
+    // SAFETY: sizes as promised by the caller.
+    unsafe {
+        if let Some(bias) = bias {
+            low = _mm512_loadu_ps(bias.as_ptr());
+            high = _mm512_loadu_ps(bias.as_ptr().add(16));
+        }
+        for row in 0..height {
+            let c = c.as_ptr().add(row * PANEL);
+            let (mut a, mut b) = (_mm512_loadu_ps(c), _mm512_loadu_ps(c.add(16)));
+            if bias.is_some() {
+                a = _mm512_add_ps(a, low);
+                b = _mm512_add_ps(b, high);
+            }
+            let rounded: __m512i = std::mem::transmute(_mm512_cvtne2ps_pbh(b, a));
+            _mm512_storeu_si512(out.add(row * stride).cast(), rounded);
+        }
+    }
+}
+
+/// Calls `write` with each output row of the block and its biased sums; always all 32 columns, so that loops have a
+/// fixed length.
+///
+/// # Safety
+/// `out` has `height` rows of `width` elements, `stride` apart.
+#[inline(always)]
+unsafe fn each_row<T>(
+    c: &[f32],
+    height: usize,
+    width: usize,
+    bias: Option<&[f32]>,
+    out: SharedPointer<T>,
+    stride: usize,
+    write: impl Fn(&[f32; PANEL], &mut [T]),
+) {
+    let (lines, _) = c.as_chunks::<PANEL>();
+    // SAFETY: row r of the part that the caller vouches for.
+    let row = |r: usize| unsafe { std::slice::from_raw_parts_mut(out.at(r * stride), width) };
+    match bias {
+        None => {
+            for (r, sums) in lines.iter().take(height).enumerate() {
+                write(sums, row(r));
+            }
+        }
+        Some(bias) => {
+            let mut padded = [0.0; PANEL];
+            padded[..width].copy_from_slice(bias);
+            for (r, sums) in lines.iter().take(height).enumerate() {
+                let mut biased = *sums;
+                for j in 0..PANEL {
+                    biased[j] += padded[j];
+                }
+                write(&biased, row(r));
+            }
+        }
+    }
+}
+
+multiversion! {
+    fn write_f32(c: &[f32], height: usize, width: usize, bias: Option<&[f32]>, out: SharedPointer<f32>, stride: usize) {
+        // SAFETY: `store` passes a part of the target.
+        unsafe {
+            each_row(c, height, width, bias, out, stride, |sums, row| match <&mut [f32; PANEL]>::try_from(&mut *row) {
+                Ok(row) => *row = *sums,
+                Err(_) => row.copy_from_slice(&sums[..row.len()]),
+            });
+        }
+    }
+}
+
+multiversion! {
+    fn add_f32(c: &[f32], height: usize, width: usize, bias: Option<&[f32]>, out: SharedPointer<f32>, stride: usize) {
+        // SAFETY: `store` passes a part of the target.
+        unsafe {
+            each_row(c, height, width, bias, out, stride, |sums, row| match <&mut [f32; PANEL]>::try_from(&mut *row) {
+                Ok(row) => {
+                    for j in 0..PANEL {
+                        row[j] += sums[j];
+                    }
+                }
+                Err(_) => {
+                    for (out, sum) in row.iter_mut().zip(sums) {
+                        *out += sum;
+                    }
+                }
+            });
+        }
+    }
+}
+
+multiversion! {
+    fn write_bf16(c: &[f32], height: usize, width: usize, bias: Option<&[f32]>, out: SharedPointer<bf16>, stride: usize) {
+        // SAFETY: `store` passes a part of the target.
+        unsafe {
+            each_row(c, height, width, bias, out, stride, |sums, row| match <&mut [bf16; PANEL]>::try_from(&mut *row) {
+                // A plain loop: `array::map` is not inlined and would run without vector instructions.
+                Ok(row) => {
+                    for j in 0..PANEL {
+                        row[j] = Element::from_f32(sums[j]);
+                    }
+                }
+                Err(_) => {
+                    for (out, sum) in row.iter_mut().zip(sums) {
+                        *out = Element::from_f32(*sum);
+                    }
+                }
+            });
+        }
+    }
+}
