@@ -214,6 +214,11 @@ impl NewModel {
     }
 }
 
+/// White becomes zero, so that an empty patch says nothing; colours lie about one away from it. Read off a trial of
+/// 250 steps from random weights on pictures of one or two objects: loss 0.38 so, 0.51 with the usual 0.5 and 0.5.
+const WHITE: [f32; 3] = [1.0; 3];
+const SPREAD: [f32; 3] = [0.2; 3];
+
 /// The conversation as the family writes it: `<|im_start|>User:<image>question<end_of_utterance>`, a new line,
 /// `Assistant:`, and the answer after one space.
 pub const CHAT_TEMPLATE: &str = "\
@@ -291,8 +296,8 @@ pub fn write(folder: &Path, model: &NewModel, texts: impl Iterator<Item = String
                 "do_pad": true,
                 "do_rescale": true,
                 "do_resize": true,
-                "image_mean": [0.5, 0.5, 0.5],
-                "image_std": [0.5, 0.5, 0.5],
+                "image_mean": WHITE,
+                "image_std": SPREAD,
                 "image_processor_type": "SmolVLMImageProcessor",
                 "max_image_size": edge,
                 "processor_class": "SmolVLMProcessor",
