@@ -3,7 +3,7 @@
 Loads the folder through AutoProcessor and AutoModelForImageTextToText, as a user would, and writes
 fixtures/minnow/parity.json: prompt ids, log-probabilities and entropy of an answer, and a greedy continuation, for the
 questions in fixtures/minnow/rows.jsonl (the rows of `foveate score`; their pictures lie beside the file). The Rust
-test that reads it is crates/cli/tests/minnow.rs. Run it again whenever the model is made anew.
+test that reads it is crates/train/tests/minnow.rs. Run it again whenever the model is made anew.
 """
 
 import json
