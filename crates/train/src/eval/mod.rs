@@ -149,11 +149,12 @@ pub fn summarise(predictions: &[Prediction]) -> SuiteScore {
     let num_rows = predictions.len();
     let num_correct = predictions.iter().filter(|p| p.correct).count();
     let share = |count: usize| count as f64 / num_rows.max(1) as f64;
+    let interval = statistics::wilson(num_correct as u64, num_rows as u64);
     let mut score = SuiteScore {
         num_rows,
         num_correct,
         accuracy: share(num_correct),
-        interval: statistics::wilson(num_correct, num_rows),
+        interval: [interval.low, interval.high],
         unreadable_fraction: share(predictions.iter().filter(|p| p.status != Status::Ok.name()).count()),
         truncated_fraction: share(predictions.iter().filter(|p| p.finish == "length").count()),
         mean_tokens: predictions.iter().map(|p| p.num_tokens).sum::<usize>() as f64 / num_rows.max(1) as f64,
