@@ -93,7 +93,7 @@ pub fn score_suite(
         let first = predictions.len();
         let batch: Vec<_> =
             (first..rows.len().min(first + config.batch.max(1))).map(|index| (index as u32, rows.row(index))).collect();
-        let prompts = render(prompter, ask, batch)?;
+        let prompts = render(prompter, ask, batch, config.sampling.max_new_tokens)?;
         let groups = sample(policy, prompter, prompts, &config.sampling, 1, seed, 0, &mut |_| {})?;
         let asked: Vec<RewardGroup> = groups
             .iter()
