@@ -270,6 +270,7 @@ fn bad_rows_and_pictures_are_named() {
     fs::write(here.join("rows.jsonl"), row("cut.png")).unwrap();
     let told = refuse(&["train", "r.toml", "--out", "run"], here);
     assert!(told.contains("cut.png") && told.contains("x7"), "{told}");
+    assert!(!here.join("run").exists(), "nothing is left of a run that never began");
 }
 
 #[test]
