@@ -91,17 +91,10 @@ pub fn run(args: Args) -> anyhow::Result<()> {
 
 /// The suites that one `--data` stands for.
 fn suites_of(text: &str, seed: u64) -> anyhow::Result<Vec<(String, data::Dataset)>> {
-    let here = Path::new("");
-    if text.trim_start().starts_with(['{', '[']) {
-        let file = Path::new("--data");
-        let sources: recipe::parse::Wrapped<data::Sources> =
-            recipe::parse::parse(file, &format!("value = {text}"), &[])?;
-        return Ok(vec![("data".to_string(), data::open(&sources.value, here, seed)?)]);
-    }
     let path = Path::new(text);
     if path.extension().is_some_and(|extension| extension == "toml") {
         let raw = recipe::read(path, &[])?;
-        let base = path.parent().unwrap_or(here);
+        let base = path.parent().unwrap_or(Path::new(""));
         let seed = raw.seed.unwrap_or(seed);
         let mut suites = Vec::new();
         for (name, sources) in &raw.data.test {
@@ -112,7 +105,7 @@ fn suites_of(text: &str, seed: u64) -> anyhow::Result<Vec<(String, data::Dataset
         }
         return Ok(suites);
     }
-    let sources = data::Sources(vec![data::DataSource::file(path)]);
-    let name = path.file_stem().map_or("data".to_string(), |stem| stem.to_string_lossy().into_owned());
-    Ok(vec![(name, data::open(&sources, here, seed)?)])
+    let name = if text.trim_start().starts_with(['{', '[']) { None } else { path.file_stem() };
+    let name = name.map_or("data".to_string(), |stem| stem.to_string_lossy().into_owned());
+    Ok(vec![(name, crate::data::open(text, seed)?)])
 }

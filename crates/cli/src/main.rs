@@ -4,6 +4,8 @@
 #![forbid(unsafe_code)]
 
 mod chat;
+mod compare;
+mod data;
 mod doctor;
 mod eval;
 mod failure;
@@ -40,6 +42,10 @@ enum Command {
     Chat(chat::Args),
     /// Write report.html of a run anew
     Report(report::Args),
+    /// Compare finished runs on the same questions
+    Compare(compare::Args),
+    /// Make, show and check data
+    Data(data::Args),
     /// Look at a model
     Model(inspect::Args),
     /// Show what this machine offers
@@ -47,18 +53,18 @@ enum Command {
 }
 
 fn main() -> ExitCode {
+    let done = |outcome: anyhow::Result<()>| outcome.map(|()| ExitCode::SUCCESS);
     let outcome = match Cli::parse().command {
         Command::Train(args) => train::run(args),
-        Command::Eval(args) => eval::run(args),
-        Command::Score(args) => score::run(args),
-        Command::Generate(args) => generate::run(args),
-        Command::Chat(args) => chat::run(args),
-        Command::Report(args) => report::run(args),
-        Command::Model(args) => inspect::run(args),
-        Command::Doctor(args) => doctor::run(args),
+        Command::Eval(args) => done(eval::run(args)),
+        Command::Score(args) => done(score::run(args)),
+        Command::Generate(args) => done(generate::run(args)),
+        Command::Chat(args) => done(chat::run(args)),
+        Command::Report(args) => done(report::run(args)),
+        Command::Compare(args) => done(compare::run(args)),
+        Command::Data(args) => done(data::run(args)),
+        Command::Model(args) => done(inspect::run(args)),
+        Command::Doctor(args) => done(doctor::run(args)),
     };
-    match outcome {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => failure::tell(&error),
-    }
+    outcome.unwrap_or_else(|error| failure::tell(&error))
 }

@@ -1,6 +1,7 @@
 //! `foveate train RECIPE`: runs a recipe, shows how it goes, and says what came of it.
 
 use std::path::PathBuf;
+use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use foveate_kernels::{interrupt, isa};
@@ -25,8 +26,12 @@ pub struct Args {
     out: Option<PathBuf>,
 }
 
+/// Exit code of a run that was stopped on request, as shells use it for Ctrl-C: what should follow a finished run does
+/// not follow.
+const INTERRUPTED: u8 = 130;
+
 /// Resolves the recipe, trains, and prints the final table.
-pub fn run(args: Args) -> anyhow::Result<()> {
+pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     isa::check()?;
     let raw = recipe::read(&args.recipe, &args.set)?;
     let run = run::resolve(&args.recipe, raw)?;
@@ -39,11 +44,11 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     if outcome.interrupted {
         println!("stopped after step {} of {}; everything is saved", outcome.step, run.num_steps());
         println!("go on with: {}", resume_command(&args));
-        return Ok(());
+        return Ok(ExitCode::from(INTERRUPTED));
     }
     summary(&RunFiles::read(&folder)?, began.elapsed());
     println!("report: {}", outcome.page.display());
-    Ok(())
+    Ok(ExitCode::SUCCESS)
 }
 
 /// The command that goes on with this run.

@@ -22,18 +22,19 @@ pub struct Learned {
     pub num_tokens: usize,
 }
 
-/// Learns `batches` as one optimiser step. The weights do not change if anything is not finite; the batch is written
+/// Learns `batches` as one optimiser step, the `index`-th of the running step. The weights do not change if anything is not finite; the batch is written
 /// down then and the run ends.
 pub fn learn(
     session: &mut Session,
     batches: &[TokenBatch],
     rule: &Rule,
+    index: u64,
     gradients: &mut Gradients,
 ) -> Result<Learned, TrainError> {
     gradients.clear();
     let mut stats = RuleStats::default();
     let mut failed = None;
-    for (index, batch) in batches.iter().enumerate() {
+    for (place, batch) in batches.iter().enumerate() {
         session.policy.accumulate_gradients(batch, gradients, &mut |head| match derivatives(rule, batch, head) {
             Ok((derivatives, sums)) => {
                 stats.merge(&sums);
@@ -49,11 +50,13 @@ pub fn learn(
             return Err(error.into());
         }
         if !stats.loss().is_finite() {
-            return Err(refuse(session, "the loss", &batches[index..=index])?);
+            return Err(refuse(session, "the loss", &batches[place..=place])?);
         }
     }
     let stage = session.current();
-    let lr = stage.optim.lr_at(session.optim.step, session.optim_steps());
+    // By the place in the stage, not by the steps made: a step without anything to learn must not delay the schedule.
+    let updates = u64::from(stage.updates);
+    let lr = stage.optim.lr_at(session.stage_step * updates + index, stage.steps * updates);
     let gradient_norm = session.optim.norm(&session.policy, gradients);
     if !gradient_norm.is_finite() {
         return Err(refuse(session, "the gradient", batches)?);

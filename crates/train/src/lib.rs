@@ -21,37 +21,53 @@ pub mod reward;
 // Scores to a token batch, and a token batch to two derivatives per token.
 pub mod update;
 
+// Learning rates and clipping.
+pub mod optim;
+
 // Gradients to new weights.
 pub mod adamw;
-pub mod optim;
 
 // State to files that are there in full or not at all.
 pub mod checkpoint;
 
-// Models that travel inside the program, and new ones.
+// Models that travel inside the program.
 pub mod builtin;
+
+// New models from architecture numbers.
 pub mod fresh;
 
 // A model to scores on test suites.
 pub mod eval;
 
-// Given or asked answers of any checkpoint.
+// Conversations from files.
 pub mod messages;
+
+// Log-probabilities of given answers; answers to given conversations.
 pub mod score;
 
 // What happened to files and a page.
 pub mod report;
 
-// What was typed, and what it resolves to.
+// What was typed.
 pub mod recipe;
-pub mod run;
 
 // What can go wrong, from any room.
 pub mod error;
 
-// One run in progress, the two loops, and the whole.
-pub mod learn;
-pub mod rl;
+// What was typed, resolved.
+pub mod run;
+
+// One run in progress.
 pub mod session;
+
+// One optimiser step.
+pub mod learn;
+
+// The supervised loop.
 pub mod sft;
+
+// The reinforcement loop.
+pub mod rl;
+
+// A whole run.
 pub mod train;

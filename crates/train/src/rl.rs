@@ -42,7 +42,7 @@ pub fn run_stage(session: &mut Session) -> Result<StageEnd, TrainError> {
         let asked = parts.questions.next_batch(stage.questions_per_step as usize);
         let places: Vec<u64> = asked.iter().map(|question| question.index as u64).collect();
         let rows = asked.into_iter().map(|question| (question.position as u32, question.row)).collect();
-        let prompts = rollout::render(&session.prompter, &stage.prompt, rows)?;
+        let prompts = rollout::render(&session.prompter, &stage.prompt, rows, stage.sampling.max_new_tokens)?;
 
         let sampling = Instant::now();
         let total = prompts.len() * stage.answers_per_question as usize;
@@ -78,7 +78,7 @@ pub fn run_stage(session: &mut Session) -> Result<StageEnd, TrainError> {
         metrics.insert("time/sample_secs".into(), sample_secs);
         metrics.insert("time/update_secs".into(), update_secs);
         write_samples(session, &parts, &groups, &scored, &plans, &targets)?;
-        session.controls.after(&parts.rule, &update.last.stats, total as u64);
+        session.controls.after(&parts.rule, &update.all, total as u64);
         let num_tokens = groups.iter().map(|g| g.prompt.input.ids.len() + sampled_tokens(g)).sum();
         if let Some(end) = session.end_step(metrics, num_tokens)? {
             return Ok(end);
@@ -273,7 +273,8 @@ fn mask_low_entropy(rule: &Rule, groups: &[Group], packed: &mut [PackGroup]) {
 struct Update {
     /// The first one, in which sampler and trainer must agree.
     first: RuleStats,
-    last: Learned,
+    /// The last one; none if no group taught anything.
+    last: Option<Learned>,
     all: RuleStats,
     counts: Counts,
 }
@@ -286,7 +287,7 @@ fn update(session: &mut Session, parts: &mut Parts, packed: &[PackGroup]) -> Res
     let size = packed.len().div_ceil(stage.updates as usize);
     let mut update = Update {
         first: RuleStats::default(),
-        last: Learned::default(),
+        last: None,
         all: RuleStats::default(),
         counts: Counts::default(),
     };
@@ -304,11 +305,12 @@ fn update(session: &mut Session, parts: &mut Parts, packed: &[PackGroup]) -> Res
                 batch.ref_logprob = reference.score(batch)?.logprob;
             }
         }
-        update.last = learn(session, &batches, &parts.rule, &mut parts.gradients)?;
-        update.all.merge(&update.last.stats);
+        let learned = learn(session, &batches, &parts.rule, index as u64, &mut parts.gradients)?;
+        update.all.merge(&learned.stats);
         if index == 0 {
-            update.first = update.last.stats;
+            update.first = learned.stats;
         }
+        update.last = Some(learned);
     }
     Ok(update)
 }
@@ -354,8 +356,10 @@ fn step_metrics(
     }
     metrics.insert("update/num_sequences".into(), update.counts.num_sequences as f64);
     metrics.insert("update/num_trained_tokens".into(), update.counts.num_tokens as f64);
-    metrics.insert("optim/gradient_norm".into(), update.last.gradient_norm);
-    metrics.insert("optim/lr".into(), update.last.lr);
+    if let Some(learned) = update.last {
+        metrics.insert("optim/gradient_norm".into(), learned.gradient_norm);
+        metrics.insert("optim/lr".into(), learned.lr);
+    }
     metrics
 }
 

@@ -122,17 +122,32 @@ pub struct RowError {
     pub source: PromptError,
 }
 
-/// Renders rows in parallel; the order is kept and the first row that fails is named.
-pub fn render(prompter: &Prompter, ask: &AskConfig, rows: Vec<(u32, Row)>) -> Result<Vec<Prompt>, RowError> {
+/// Renders rows in parallel; the order is kept and the first row that fails is named. A prompt must leave room for
+/// `room` tokens of an answer within what the model can read.
+pub fn render(
+    prompter: &Prompter,
+    ask: &AskConfig,
+    rows: Vec<(u32, Row)>,
+    room: u32,
+) -> Result<Vec<Prompt>, RowError> {
     rows.into_par_iter()
-        .map(|(index, row)| match prompter.prompt(&ask.conversation(&row)) {
-            Ok(input) => Ok(Prompt { index, row, input }),
-            Err(source) => Err(RowError { row: row.id, source }),
+        .map(|(index, row)| {
+            let prompt = prompter.prompt(&ask.conversation(&row));
+            match prompt.and_then(|input| check_room(prompter, &input, room as usize).map(|()| input)) {
+                Ok(input) => Ok(Prompt { index, row, input }),
+                Err(source) => Err(RowError { row: row.id, source }),
+            }
         })
         // Collected first: which of several errors a parallel `collect` returns depends on timing.
         .collect::<Vec<_>>()
         .into_iter()
         .collect()
+}
+
+/// Refuses a prompt whose answer would not fit behind it.
+pub fn check_room(prompter: &Prompter, input: &PromptInput, room: usize) -> Result<(), PromptError> {
+    let (tokens, limit) = (input.ids.len() + room, prompter.max_tokens());
+    if tokens <= limit { Ok(()) } else { Err(PromptError::TooLong { tokens, image_tokens: input.placements.len(), limit }) }
 }
 
 /// Draws `num_answers` answers for each prompt, all of them in one batch. `progress` is told the number of unfinished

@@ -21,6 +21,8 @@ use crate::recipe::{ModelRef, RawRecipe, RawStage, Reference};
 use crate::report::ReportConfig;
 use crate::reward::{RewardSpec, Rewards, Unknown};
 use crate::rollout::SamplingConfig;
+use crate::update::mismatch::MismatchMode;
+use crate::update::selector::SelectorKind;
 use crate::update::{AdvantageSpec, RuleKind, RuleSpec, SelectorSpec};
 
 /// A run, resolved.
@@ -218,7 +220,7 @@ fn resolve_stage(
     let rows = data::open(&data, base, seed)?;
     let questions_per_step = shared!(questions_per_step).unwrap_or(if supervised { 32 } else { 16 });
     let answers_per_question = if supervised { 1 } else { shared!(answers_per_question).unwrap_or(8) };
-    let updates = shared!(updates).unwrap_or(1);
+    let updates = if supervised { 1 } else { shared!(updates).unwrap_or(1) };
     let least_answers = if supervised { 1 } else { 2 };
     if questions_per_step == 0 || updates == 0 || answers_per_question < least_answers {
         return Err(wrong(
@@ -287,6 +289,16 @@ fn resolve_stage(
     if train == Trainable::NONE {
         return Err(wrong("nothing is trained".into(), "set one of train.vision, train.connector, train.language"));
     }
+    let selector: SelectorSpec = shared!(selector).unwrap_or_default();
+    if selector.kind == SelectorKind::Replay {
+        return Err(wrong("the selector `replay` cannot be run yet".into(), "use never, any_correct, threshold or anneal"));
+    }
+    if rule.mismatch.mode != MismatchMode::Off {
+        return Err(wrong(
+            "rule.mismatch corrects for a foreign sampler, and there is none".into(),
+            "leave it out: the weights that sample are the weights that train",
+        ));
+    }
     Ok(Stage {
         data,
         start,
@@ -302,7 +314,7 @@ fn resolve_stage(
         rewards,
         unknown,
         advantage: shared!(advantage).unwrap_or_default(),
-        selector: shared!(selector).unwrap_or_default(),
+        selector,
         rule,
         optim,
         train,

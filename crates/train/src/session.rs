@@ -253,11 +253,6 @@ impl<'a> Session<'a> {
         Ok(())
     }
 
-    /// Optimiser steps of the running stage.
-    pub fn optim_steps(&self) -> u64 {
-        self.current().steps * u64::from(self.current().updates)
-    }
-
     /// The frozen model of the stage's KL term, if it has one.
     pub fn reference(&self) -> Result<Option<Policy>, TrainError> {
         let stage = self.current();

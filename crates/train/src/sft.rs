@@ -12,7 +12,7 @@ use crate::data::{self, Order};
 use crate::error::TrainError;
 use crate::learn::learn;
 use crate::prompt::{PromptError, Prompter};
-use crate::rollout::RowError;
+use crate::rollout::{RowError, check_room};
 use crate::run::Stage;
 use crate::session::{Session, StageEnd};
 use crate::update::PackOptions;
@@ -48,7 +48,7 @@ pub fn run_stage(session: &mut Session) -> Result<StageEnd, TrainError> {
             .collect();
         let counts = count_supervised(&supervised, rule.count);
         let batches = pack_supervised(&supervised, &counts, &options)?;
-        let learned = learn(session, &batches, &rule, &mut gradients)?;
+        let learned = learn(session, &batches, &rule, 0, &mut gradients)?;
 
         let metrics = BTreeMap::from([
             ("update/loss_sft".to_string(), learned.stats.loss_sft),
@@ -78,7 +78,9 @@ fn lessons(prompter: &Prompter, stage: &Stage, rows: Vec<Row>) -> Result<Vec<Exa
         let example = || -> Result<Example, PromptError> {
             let conversation = stage.prompt.conversation(row);
             let target = prompter.completion(&conversation, &stage.target.text(row))?;
-            Ok(Example { prompt: prompter.prompt(&conversation)?, target })
+            let prompt = prompter.prompt(&conversation)?;
+            check_room(prompter, &prompt, target.len())?;
+            Ok(Example { prompt, target })
         };
         let mut example = example().map_err(|source| RowError { row: row.id.clone(), source })?;
         if index > 0 && same_images(&rows[index - 1], row) {

@@ -19,8 +19,20 @@ pub struct Outcome {
     pub page: PathBuf,
 }
 
-/// Runs `run` in `folder`, or goes on with what is there.
+/// Runs `run` in `folder`, or goes on with what is there. A new run that fails before its first step leaves no folder.
 pub fn train(run: &Run, folder: &Path, resume: bool, watch: &mut dyn FnMut(Event)) -> Result<Outcome, TrainError> {
+    let is_new = !folder.exists();
+    let outcome = run_stages(run, folder, resume, watch);
+    let keep = matches!(outcome, Ok(_) | Err(TrainError::NonFinite { .. }));
+    let stepped = std::fs::metadata(folder.join("metrics.jsonl")).is_ok_and(|file| file.len() > 0);
+    if is_new && !keep && !stepped {
+        // Best effort: what is left says nothing that the message does not say.
+        let _ = std::fs::remove_dir_all(folder);
+    }
+    outcome
+}
+
+fn run_stages(run: &Run, folder: &Path, resume: bool, watch: &mut dyn FnMut(Event)) -> Result<Outcome, TrainError> {
     let mut session = Session::open(run, folder, resume, watch)?;
     if run.eval.before && session.step == 0 {
         session.evaluate("before")?;

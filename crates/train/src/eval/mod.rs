@@ -93,7 +93,7 @@ pub fn score_suite(
         let first = predictions.len();
         let batch: Vec<_> =
             (first..rows.len().min(first + config.batch.max(1))).map(|index| (index as u32, rows.row(index))).collect();
-        let prompts = render(prompter, ask, batch)?;
+        let prompts = render(prompter, ask, batch, config.sampling.max_new_tokens)?;
         let groups = sample(policy, prompter, prompts, &config.sampling, 1, seed, 0, &mut |_| {})?;
         let asked: Vec<RewardGroup> = groups
             .iter()
@@ -149,11 +149,12 @@ pub fn summarise(predictions: &[Prediction]) -> SuiteScore {
     let num_rows = predictions.len();
     let num_correct = predictions.iter().filter(|p| p.correct).count();
     let share = |count: usize| count as f64 / num_rows.max(1) as f64;
+    let interval = statistics::wilson(num_correct as u64, num_rows as u64);
     let mut score = SuiteScore {
         num_rows,
         num_correct,
         accuracy: share(num_correct),
-        interval: statistics::wilson(num_correct, num_rows),
+        interval: [interval.low, interval.high],
         unreadable_fraction: share(predictions.iter().filter(|p| p.status != Status::Ok.name()).count()),
         truncated_fraction: share(predictions.iter().filter(|p| p.finish == "length").count()),
         mean_tokens: predictions.iter().map(|p| p.num_tokens).sum::<usize>() as f64 / num_rows.max(1) as f64,

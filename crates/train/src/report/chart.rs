@@ -206,7 +206,7 @@ pub fn number(value: f64) -> String {
     } else if size >= 10_000.0 {
         format!("{}k", number(value / 1000.0))
     } else if size < 0.001 {
-        format!("{value:.0e}")
+        format!("{value:.1e}").replace(".0e", "e")
     } else {
         let text = format!("{value:.3}");
         text.trim_end_matches('0').trim_end_matches('.').to_string()

@@ -263,12 +263,16 @@ fn table(scores: &Scores) -> String {
                 percent(score.interval[1])
             )
         };
-        let bar = format!(
-            "<span class=\"bar\"><i style=\"left:{:.1}%;width:{:.1}%\"></i><u style=\"left:{:.1}%\"></u></span>",
-            100.0 * score.interval[0],
-            100.0 * (score.interval[1] - score.interval[0]),
-            100.0 * score.accuracy
-        );
+        let mark = |score: &SuiteScore, class: &str| {
+            format!(
+                "<i{class} style=\"left:{:.1}%;width:{:.1}%\"></i><u{class} style=\"left:{:.1}%\"></u>",
+                100.0 * score.interval[0],
+                100.0 * (score.interval[1] - score.interval[0]),
+                100.0 * score.accuracy
+            )
+        };
+        let old_mark = old.filter(|_| both).map_or(String::new(), |old| mark(old, " class=\"old\""));
+        let bar = format!("<span class=\"bar\">{old_mark}{}</span>", mark(score, ""));
         write!(rows, "<tr><td><b>{}</b>{bar}</td><td>{}</td>", escape(suite), score.num_rows).expect("text");
         if both {
             rows.push_str(&old.map_or("<td></td>".to_string(), cell));
@@ -305,7 +309,11 @@ fn table(scores: &Scores) -> String {
 
 fn change(points: Option<f64>) -> String {
     points.map_or("<td></td>".to_string(), |share| {
-        let class = if share < 0.0 { "down" } else { "up" };
+        let class = match share {
+            share if share > 5e-4 => "up",
+            share if share < -5e-4 => "down",
+            _ => "",
+        };
         format!("<td class=\"{class}\">{:+.1}</td>", 100.0 * share)
     })
 }
