@@ -4,6 +4,8 @@
 
 use std::path::{Path, PathBuf};
 
+use std::sync::Arc;
+
 use foveate_model::{ModelError, Policy, PromptInput, SampleJob, Segment, TokenBatch};
 use rayon::prelude::*;
 use serde::Serialize;
@@ -152,7 +154,12 @@ pub fn generate_file(
     seed: u64,
 ) -> Result<Vec<GeneratedRow>, ScoreError> {
     let conversations = messages::read(input)?;
-    let spec = sampling.spec(prompter);
+    let mut spec = sampling.spec(prompter);
+    if spec.temperature == 0.0 {
+        // What `transformers` gives greedily is the likeliest of all ids; being comparable matters more here than never
+        // writing an image token.
+        spec.banned = Arc::from([]);
+    }
     let mut generated = Vec::with_capacity(conversations.len());
     for wave in conversations.chunks(ROWS_PER_WAVE) {
         let prompts = render(wave, input, |conversation| prompter.prompt(&without_answer(conversation)))?;
