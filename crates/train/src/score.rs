@@ -3,7 +3,6 @@
 //! Cost: one forward pass over packed rows, or one decoding.
 
 use std::path::{Path, PathBuf};
-
 use std::sync::Arc;
 
 use foveate_model::{ModelError, Policy, PromptInput, SampleJob, Segment, TokenBatch};
