@@ -7,14 +7,29 @@
 
 use crate::cpu::elementwise::accumulate_row;
 use crate::cpu::shared::SharedMut;
+use crate::cpu::vector::{Vector, WIDTH, load, store, total, vectorised};
 use crate::element::Element;
-use crate::isa::multiversion;
 use crate::parallel::for_chunks;
 
 // Rows handed to a thread at once. Part of the result: parameter gradients are summed per chunk first.
 const ROWS: usize = 64;
-// Independent running sums of a row reduction. Part of the result.
-const LANES: usize = 32;
+
+/// Sum of a term over the vectors of a row of `d`, in two vectors of running sums: the order depends on `d` alone. A
+/// macro, since closures are not always inlined and a vector operation that is not costs a hundred times as much.
+macro_rules! sum {
+    ($vector:ident, $d:expr, $at:ident => $term:expr) => {{
+        let mut sums = [$vector::splat(0.0); 2];
+        for first in (0..$d).step_by(2 * WIDTH) {
+            let $at = first;
+            sums[0] = sums[0].add($term);
+            if first + WIDTH < $d {
+                let $at = first + WIDTH;
+                sums[1] = sums[1].add($term);
+            }
+        }
+        total(sums[0].add(sums[1]))
+    }};
+}
 
 /// `y = x * rstd * w` with `rstd = 1 / sqrt(mean(x^2) + eps)` per row; `rstd` is kept for the backward pass.
 pub fn rms_norm<E: Element>(x: &[f32], w: &[f32], eps: f32, y: &mut [E], rstd: &mut [f32]) {
@@ -29,14 +44,18 @@ pub fn rms_norm<E: Element>(x: &[f32], w: &[f32], eps: f32, y: &mut [E], rstd: &
     });
 }
 
-multiversion! {
-    fn rms_norm_chunk<E: Element>(x: &[f32], w: &[f32], eps: f32, y: &mut [E], rstd: &mut [f32]) {
+vectorised! {
+    fn rms_norm_chunk<V, E: Element>(x: &[f32], w: &[f32], eps: f32, y: &mut [E], rstd: &mut [f32]) {
         let d = w.len();
         for ((x, y), rstd) in x.chunks_exact(d).zip(y.chunks_exact_mut(d)).zip(rstd) {
-            let r = 1.0 / (sum(d, |i| x[i] * x[i]) / d as f32 + eps).sqrt();
-            *rstd = r;
-            for ((y, x), w) in y.iter_mut().zip(x).zip(w) {
-                *y = E::from_f32(x * r * w);
+            let square = sum!(V, d, at => {
+                let x: V = load(x, at);
+                x.mul(x)
+            });
+            *rstd = 1.0 / (square / d as f32 + eps).sqrt();
+            let r = V::splat(*rstd);
+            for at in (0..d).step_by(WIDTH) {
+                store(load::<V, f32>(x, at).mul(r).mul(load(w, at)), y, at);
             }
         }
     }
@@ -63,18 +82,22 @@ pub fn rms_norm_backward<E: Element>(
     });
 }
 
-multiversion! {
-    fn rms_norm_backward_chunk<E: Element>(
+vectorised! {
+    fn rms_norm_backward_chunk<V, E: Element>(
         dy: &[E], x: &[f32], w: &[f32], rstd: &[f32], dx: &mut [f32], dw: &mut [f32],
     ) {
         let d = w.len();
         for (((dy, x), dx), &r) in dy.chunks_exact(d).zip(x.chunks_exact(d)).zip(dx.chunks_exact_mut(d)).zip(rstd) {
-            let c = sum(d, |i| dy[i].to_f32() * w[i] * x[i]) * r * r * r / d as f32;
-            for (((dx, dy), x), w) in dx.iter_mut().zip(dy).zip(x).zip(w) {
-                *dx += dy.to_f32() * w * r - x * c;
-            }
-            for ((dw, dy), x) in dw.iter_mut().zip(dy).zip(x) {
-                *dw += dy.to_f32() * (x * r);
+            let by_x = sum!(V, d, at => load::<V, E>(dy, at).mul(load(w, at)).mul(load(x, at)));
+            let c = V::splat(by_x * r * r * r / d as f32);
+            let r = V::splat(r);
+            for at in (0..d).step_by(WIDTH) {
+                let (dy, x): (V, V) = (load(dy, at), load(x, at));
+                let change = dy.mul(load(w, at)).mul(r).sub(x.mul(c));
+                store(load::<V, f32>(dx, at).add(change), dx, at);
+                if !dw.is_empty() {
+                    store(load::<V, f32>(dw, at).add(dy.mul(x.mul(r))), dw, at);
+                }
             }
         }
     }
@@ -101,19 +124,25 @@ pub fn layer_norm<E: Element>(
     });
 }
 
-multiversion! {
-    fn layer_norm_chunk<E: Element>(
+vectorised! {
+    fn layer_norm_chunk<V, E: Element>(
         x: &[f32], w: &[f32], b: &[f32], eps: f32, y: &mut [E], mean: &mut [f32], rstd: &mut [f32],
     ) {
         let d = w.len();
         let statistics = mean.iter_mut().zip(rstd);
         for ((x, y), (mean, rstd)) in x.chunks_exact(d).zip(y.chunks_exact_mut(d)).zip(statistics) {
-            let m = sum(d, |i| x[i]) / d as f32;
+            *mean = sum!(V, d, at => load::<V, f32>(x, at)) / d as f32;
+            let m = V::splat(*mean);
             // Second pass over the centred row: the one-pass formula cancels when the mean is large.
-            let r = 1.0 / (sum(d, |i| (x[i] - m) * (x[i] - m)) / d as f32 + eps).sqrt();
-            (*mean, *rstd) = (m, r);
-            for (((y, x), w), b) in y.iter_mut().zip(x).zip(w).zip(b) {
-                *y = E::from_f32((x - m) * r * w + b);
+            let square = sum!(V, d, at => {
+                let centred = load::<V, f32>(x, at).sub(m).mul(inside::<V>(at, d));
+                centred.mul(centred)
+            });
+            *rstd = 1.0 / (square / d as f32 + eps).sqrt();
+            let r = V::splat(*rstd);
+            for at in (0..d).step_by(WIDTH) {
+                let y_at = load::<V, f32>(x, at).sub(m).mul(r).mul(load(w, at)).add(load(b, at));
+                store(y_at, y, at);
             }
         }
     }
@@ -144,8 +173,8 @@ pub fn layer_norm_backward<E: Element>(
     });
 }
 
-multiversion! {
-    fn layer_norm_backward_chunk<E: Element>(
+vectorised! {
+    fn layer_norm_backward_chunk<V, E: Element>(
         dy: &[E], x: &[f32], w: &[f32], statistics: (&[f32], &[f32]), dx: &mut [f32], dw: &mut [f32], db: &mut [f32],
     ) {
         let d = w.len();
@@ -153,42 +182,31 @@ multiversion! {
         for (((dy, x), dx), (&m, &r)) in
             dy.chunks_exact(d).zip(x.chunks_exact(d)).zip(dx.chunks_exact_mut(d)).zip(statistics)
         {
-            let mean_g = sum(d, |i| dy[i].to_f32() * w[i]) / d as f32;
-            let mean_gx = sum(d, |i| dy[i].to_f32() * w[i] * ((x[i] - m) * r)) / d as f32;
-            for (((dx, dy), x), w) in dx.iter_mut().zip(dy).zip(x).zip(w) {
-                *dx += r * (dy.to_f32() * w - mean_g - (x - m) * r * mean_gx);
-            }
-            for ((dw, dy), x) in dw.iter_mut().zip(dy).zip(x) {
-                *dw += dy.to_f32() * ((x - m) * r);
-            }
-            for (db, dy) in db.iter_mut().zip(dy) {
-                *db += dy.to_f32();
+            let mean_g = sum!(V, d, at => load::<V, E>(dy, at).mul(load(w, at))) / d as f32;
+            let (m, r) = (V::splat(m), V::splat(r));
+            let mean_gx = sum!(V, d, at => load::<V, E>(dy, at).mul(load(w, at)).mul(load::<V, f32>(x, at).sub(m).mul(r)));
+            let (mean_g, mean_gx) = (V::splat(mean_g), V::splat(mean_gx / d as f32));
+            for at in (0..d).step_by(WIDTH) {
+                let dy: V = load(dy, at);
+                let x = load::<V, f32>(x, at).sub(m).mul(r);
+                let change = r.mul(dy.mul(load(w, at)).sub(mean_g).sub(x.mul(mean_gx)));
+                store(load::<V, f32>(dx, at).add(change), dx, at);
+                if !dw.is_empty() {
+                    store(load::<V, f32>(dw, at).add(dy.mul(x)), dw, at);
+                }
+                if !db.is_empty() {
+                    store(load::<V, f32>(db, at).add(dy), db, at);
+                }
             }
         }
     }
 }
 
-/// Sum of `term(0..d)` in [`LANES`] running sums, then pairwise: the order depends on `d` alone.
+/// 1 where a vector that begins at `at` lies inside a row of `d`, else 0.
 #[inline(always)]
-fn sum(d: usize, term: impl Fn(usize) -> f32) -> f32 {
-    let mut lanes = [0f32; LANES];
-    let whole = d / LANES * LANES;
-    for block in (0..whole).step_by(LANES) {
-        for lane in 0..LANES {
-            lanes[lane] += term(block + lane);
-        }
-    }
-    for (lane, i) in (whole..d).enumerate() {
-        lanes[lane] += term(i);
-    }
-    let mut width = LANES / 2;
-    while width > 0 {
-        for lane in 0..width {
-            lanes[lane] += lanes[lane + width];
-        }
-        width /= 2;
-    }
-    lanes[0]
+fn inside<V: Vector>(at: usize, d: usize) -> V {
+    const COUNT: [f32; WIDTH] = [0., 1., 2., 3., 4., 5., 6., 7., 8., 9., 10., 11., 12., 13., 14., 15.];
+    V::load(&COUNT).select_less(V::splat((d - at) as f32), V::splat(1.0), V::splat(0.0))
 }
 
 /// Runs `task` over chunks of rows with zeroed partial sums for up to two parameters (empty when frozen), then adds the

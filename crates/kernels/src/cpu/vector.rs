@@ -3,6 +3,8 @@
 //! Every operation gives the same bits on every instruction set.
 //! Cost: one instruction per operation with AVX-512, two with AVX2.
 
+use crate::element::{Element, bf16};
+
 /// Number of values in a [`Vector`].
 pub(crate) const WIDTH: usize = 16;
 
@@ -26,8 +28,16 @@ pub(crate) trait Vector: Copy {
     fn mul_add(self, b: Self, c: Self) -> Self;
     /// `self` where it is greater than `b`, else `b` (also where either is NaN).
     fn max(self, b: Self) -> Self;
+    /// `self` where it is less than `b`, else `b` (also where either is NaN).
+    fn min(self, b: Self) -> Self;
     /// `yes` where `self < b`, else `no`.
     fn select_less(self, b: Self, yes: Self, no: Self) -> Self;
+    /// About `1 / self` for positive numbers, within 13 %.
+    fn rough_reciprocal(self) -> Self;
+    /// Sixteen bf16 from memory.
+    fn load_bf16(from: &[bf16; WIDTH]) -> Self;
+    /// Rounds to the nearest bf16, ties to even, NaN to NaN.
+    fn store_bf16(self, to: &mut [bf16; WIDTH]);
     /// `self * 2^n` for whole n from -126 to 127; `shifted` is `n + ROUND`.
     fn times_power(self, n: Self, shifted: Self) -> Self;
 }
@@ -63,6 +73,73 @@ fn power<V: Vector, const N: usize>(x: V, coefficients: [f32; N]) -> V {
         p = p.mul_add(f, V::splat(*coefficient));
     }
     p.mul_add(f, V::splat(1.0)).times_power(n, shifted)
+}
+
+/// Subtracting the bits of a positive number from this divides 1 by it, roughly: the exponent changes its sign.
+const RECIPROCAL: u32 = 0x7ef3_11c7;
+
+/// `1 / x` for x from 1 to 2^126, error below 2e-7. Three Newton steps: a division takes the unit four times as long.
+#[inline(always)]
+pub(crate) fn reciprocal<V: Vector>(x: V) -> V {
+    let (mut y, one, minus) = (x.rough_reciprocal(), V::splat(1.0), V::splat(0.0).sub(x));
+    for _ in 0..3 {
+        // y + y (1 - x y), which squares the error.
+        y = minus.mul_add(y, one).mul_add(y, y);
+    }
+    y
+}
+
+/// The sixteen values of `x` from `at` on; beyond its end zeros.
+#[inline(always)]
+pub(crate) fn load<V: Vector, E: Element>(x: &[E], at: usize) -> V {
+    let mut rest = [E::default(); WIDTH];
+    let values = match x.get(at..at + WIDTH) {
+        Some(values) => values.try_into().expect("sliced to WIDTH"),
+        None => {
+            let part = &x[at..];
+            rest[..part.len()].copy_from_slice(part);
+            &rest
+        }
+    };
+    // One of the two casts always fits; which one is known when the function is compiled.
+    if size_of::<E>() == size_of::<bf16>() {
+        V::load_bf16(bytemuck::cast_ref::<[E; WIDTH], [bf16; WIDTH]>(values))
+    } else {
+        V::load(bytemuck::cast_ref::<[E; WIDTH], [f32; WIDTH]>(values))
+    }
+}
+
+/// Writes to `x` from `at` on, rounded, as far as `x` goes.
+#[inline(always)]
+pub(crate) fn store<V: Vector, E: Element>(value: V, x: &mut [E], at: usize) {
+    let mut rest = [E::default(); WIDTH];
+    let (to, tail) = match x.len() - at {
+        room if room < WIDTH => (&mut rest, Some(room)),
+        _ => ((&mut x[at..at + WIDTH]).try_into().expect("sliced to WIDTH"), None),
+    };
+    if size_of::<E>() == size_of::<bf16>() {
+        value.store_bf16(bytemuck::cast_mut::<[E; WIDTH], [bf16; WIDTH]>(to));
+    } else {
+        value.store(bytemuck::cast_mut::<[E; WIDTH], [f32; WIDTH]>(to));
+    }
+    if let Some(room) = tail {
+        x[at..].copy_from_slice(&rest[..room]);
+    }
+}
+
+/// The sum of the sixteen values, pairwise.
+#[inline(always)]
+pub(crate) fn total<V: Vector>(x: V) -> f32 {
+    let mut values = [0.0; WIDTH];
+    x.store(&mut values);
+    let mut width = WIDTH / 2;
+    while width > 0 {
+        for lane in 0..width {
+            values[lane] += values[lane + width];
+        }
+        width /= 2;
+    }
+    values[0]
 }
 
 /// Any machine: arrays and loops.
@@ -111,6 +188,22 @@ impl Vector for Portable {
         self.zip(b, |a, b| if a > b { a } else { b })
     }
     #[inline(always)]
+    fn min(self, b: Self) -> Self {
+        self.zip(b, |a, b| if a < b { a } else { b })
+    }
+    #[inline(always)]
+    fn rough_reciprocal(self) -> Self {
+        Self(self.0.map(|x| f32::from_bits(RECIPROCAL.wrapping_sub(x.to_bits()))))
+    }
+    #[inline(always)]
+    fn load_bf16(from: &[bf16; WIDTH]) -> Self {
+        Self(from.map(|x| x.to_f32()))
+    }
+    #[inline(always)]
+    fn store_bf16(self, to: &mut [bf16; WIDTH]) {
+        *to = self.0.map(Element::from_f32);
+    }
+    #[inline(always)]
     fn select_less(self, b: Self, yes: Self, no: Self) -> Self {
         Self(std::array::from_fn(|i| if self.0[i] < b.0[i] { yes.0[i] } else { no.0[i] }))
     }
@@ -125,7 +218,8 @@ pub(crate) use x86::{Avx2, Avx512};
 
 #[cfg(target_arch = "x86_64")]
 mod x86 {
-    use super::{Vector, WIDTH};
+    use super::{RECIPROCAL, Vector, WIDTH};
+    use crate::element::bf16;
     use std::arch::x86_64::*;
 
     /// One 512-bit register.
@@ -135,6 +229,33 @@ mod x86 {
     /// Two 256-bit registers.
     #[derive(Clone, Copy)]
     pub(crate) struct Avx2(__m256, __m256);
+
+    // No closures and no array functions over registers in this file: they are not always inlined, and an intrinsic in
+    // a function that was compiled without its instructions is a call.
+
+    /// 2^n where `shifted` is `n + ROUND`.
+    #[inline(always)]
+    fn power(shifted: __m256) -> __m256 {
+        // SAFETY: see below.
+        unsafe {
+            let exponent = _mm256_slli_epi32::<23>(_mm256_castps_si256(shifted));
+            _mm256_castsi256_ps(_mm256_add_epi32(exponent, _mm256_set1_epi32(0x3f80_0000)))
+        }
+    }
+
+    /// f32 rounded to bf16 in the low halves of words.
+    #[inline(always)]
+    fn rounded_half(x: __m256) -> __m256i {
+        // SAFETY: see below.
+        unsafe {
+            let bits = _mm256_castps_si256(x);
+            let odd = _mm256_and_si256(_mm256_srli_epi32::<16>(bits), _mm256_set1_epi32(1));
+            let rounded = _mm256_add_epi32(_mm256_add_epi32(bits, _mm256_set1_epi32(0x7fff)), odd);
+            let quiet = _mm256_or_si256(bits, _mm256_set1_epi32(0x40_0000));
+            let nan = _mm256_castps_si256(_mm256_cmp_ps::<_CMP_UNORD_Q>(x, x));
+            _mm256_srli_epi32::<16>(_mm256_blendv_epi8(rounded, quiet, nan))
+        }
+    }
 
     // SAFETY, for every block below: the two types are used only inside functions that `vectorised` compiles for, and
     // enters on, machines with the instructions; loads and stores are unaligned ones on whole arrays of 16.
@@ -179,6 +300,40 @@ mod x86 {
         fn max(self, b: Self) -> Self {
             // SAFETY: see the impl.
             unsafe { Self(_mm512_max_ps(self.0, b.0)) }
+        }
+        #[inline(always)]
+        fn min(self, b: Self) -> Self {
+            // SAFETY: see the impl.
+            unsafe { Self(_mm512_min_ps(self.0, b.0)) }
+        }
+        #[inline(always)]
+        fn rough_reciprocal(self) -> Self {
+            // SAFETY: see the impl.
+            unsafe {
+                let bits = _mm512_sub_epi32(_mm512_set1_epi32(RECIPROCAL as i32), _mm512_castps_si512(self.0));
+                Self(_mm512_castsi512_ps(bits))
+            }
+        }
+        #[inline(always)]
+        fn load_bf16(from: &[bf16; WIDTH]) -> Self {
+            // SAFETY: see the impl.
+            unsafe {
+                let wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(from.as_ptr().cast()));
+                Self(_mm512_castsi512_ps(_mm512_slli_epi32::<16>(wide)))
+            }
+        }
+        #[inline(always)]
+        fn store_bf16(self, to: &mut [bf16; WIDTH]) {
+            // SAFETY: see the impl.
+            unsafe {
+                let bits = _mm512_castps_si512(self.0);
+                let odd = _mm512_and_si512(_mm512_srli_epi32::<16>(bits), _mm512_set1_epi32(1));
+                let rounded = _mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff)), odd);
+                let nan = _mm512_cmp_ps_mask::<_CMP_UNORD_Q>(self.0, self.0);
+                let rounded = _mm512_mask_or_epi32(rounded, nan, bits, _mm512_set1_epi32(0x40_0000));
+                let narrow = _mm512_cvtepi32_epi16(_mm512_srli_epi32::<16>(rounded));
+                _mm256_storeu_si256(to.as_mut_ptr().cast(), narrow);
+            }
         }
         #[inline(always)]
         fn select_less(self, b: Self, yes: Self, no: Self) -> Self {
@@ -238,6 +393,44 @@ mod x86 {
             unsafe { Self(_mm256_max_ps(self.0, b.0), _mm256_max_ps(self.1, b.1)) }
         }
         #[inline(always)]
+        fn min(self, b: Self) -> Self {
+            // SAFETY: see above.
+            unsafe { Self(_mm256_min_ps(self.0, b.0), _mm256_min_ps(self.1, b.1)) }
+        }
+        #[inline(always)]
+        fn rough_reciprocal(self) -> Self {
+            // SAFETY: see above.
+            unsafe {
+                let magic = _mm256_set1_epi32(RECIPROCAL as i32);
+                Self(
+                    _mm256_castsi256_ps(_mm256_sub_epi32(magic, _mm256_castps_si256(self.0))),
+                    _mm256_castsi256_ps(_mm256_sub_epi32(magic, _mm256_castps_si256(self.1))),
+                )
+            }
+        }
+        #[inline(always)]
+        fn load_bf16(from: &[bf16; WIDTH]) -> Self {
+            // SAFETY: see above.
+            unsafe {
+                let all = _mm256_loadu_si256(from.as_ptr().cast());
+                let low = _mm256_cvtepu16_epi32(_mm256_castsi256_si128(all));
+                let high = _mm256_cvtepu16_epi32(_mm256_extracti128_si256::<1>(all));
+                Self(
+                    _mm256_castsi256_ps(_mm256_slli_epi32::<16>(low)),
+                    _mm256_castsi256_ps(_mm256_slli_epi32::<16>(high)),
+                )
+            }
+        }
+        #[inline(always)]
+        fn store_bf16(self, to: &mut [bf16; WIDTH]) {
+            // SAFETY: see above.
+            unsafe {
+                // Packing works within 128-bit halves; the permutation puts the quarters in order.
+                let packed = _mm256_packus_epi32(rounded_half(self.0), rounded_half(self.1));
+                _mm256_storeu_si256(to.as_mut_ptr().cast(), _mm256_permute4x64_epi64::<0b11_01_10_00>(packed));
+            }
+        }
+        #[inline(always)]
         fn select_less(self, b: Self, yes: Self, no: Self) -> Self {
             // SAFETY: see above.
             unsafe {
@@ -250,14 +443,7 @@ mod x86 {
         #[inline(always)]
         fn times_power(self, _: Self, shifted: Self) -> Self {
             // SAFETY: see above.
-            unsafe {
-                let one = _mm256_set1_epi32(0x3f80_0000);
-                let power = |shifted| _mm256_add_epi32(_mm256_slli_epi32::<23>(_mm256_castps_si256(shifted)), one);
-                Self(
-                    _mm256_mul_ps(self.0, _mm256_castsi256_ps(power(shifted.0))),
-                    _mm256_mul_ps(self.1, _mm256_castsi256_ps(power(shifted.1))),
-                )
-            }
+            unsafe { Self(_mm256_mul_ps(self.0, power(shifted.0)), _mm256_mul_ps(self.1, power(shifted.1))) }
         }
     }
 }
@@ -275,37 +461,37 @@ mod x86 {
 macro_rules! vectorised {
     (
         $(#[$meta:meta])*
-        $visibility:vis fn $name:ident<$vector:ident>($($argument:ident : $kind:ty),* $(,)?) $(-> $result:ty)?
+        $visibility:vis fn $name:ident<$vector:ident $(, $generic:ident : $bound:path)*>($($argument:ident : $kind:ty),* $(,)?) $(-> $result:ty)?
         $body:block
     ) => {
         $(#[$meta])*
-        $visibility fn $name($($argument: $kind),*) $(-> $result)? {
+        $visibility fn $name<$($generic: $bound),*>($($argument: $kind),*) $(-> $result)? {
             #[inline(always)]
-            fn body<$vector: $crate::cpu::vector::Vector>($($argument: $kind),*) $(-> $result)? $body
+            fn body<$vector: $crate::cpu::vector::Vector $(, $generic: $bound)*>($($argument: $kind),*) $(-> $result)? $body
 
             #[cfg(target_arch = "x86_64")]
             {
                 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,bmi1,bmi2,popcnt,lzcnt")]
-                fn avx512($($argument: $kind),*) $(-> $result)? {
-                    body::<$crate::cpu::vector::Avx512>($($argument),*)
+                fn avx512<$($generic: $bound),*>($($argument: $kind),*) $(-> $result)? {
+                    body::<$crate::cpu::vector::Avx512 $(, $generic)*>($($argument),*)
                 }
                 #[target_feature(enable = "avx2,fma")]
-                fn avx2($($argument: $kind),*) $(-> $result)? {
-                    body::<$crate::cpu::vector::Avx2>($($argument),*)
+                fn avx2<$($generic: $bound),*>($($argument: $kind),*) $(-> $result)? {
+                    body::<$crate::cpu::vector::Avx2 $(, $generic)*>($($argument),*)
                 }
                 match $crate::isa::vector_isa() {
                     $crate::isa::VectorIsa::Avx512 => {
                         // SAFETY: `vector_isa` answers Avx512 only where detection found these features.
-                        return unsafe { avx512($($argument),*) };
+                        return unsafe { avx512::<$($generic),*>($($argument),*) };
                     }
                     $crate::isa::VectorIsa::Avx2 => {
                         // SAFETY: `vector_isa` answers Avx2 only where detection found these features.
-                        return unsafe { avx2($($argument),*) };
+                        return unsafe { avx2::<$($generic),*>($($argument),*) };
                     }
                     _ => {}
                 }
             }
-            body::<$crate::cpu::vector::Portable>($($argument),*)
+            body::<$crate::cpu::vector::Portable $(, $generic)*>($($argument),*)
         }
     };
 }
@@ -333,7 +519,7 @@ mod tests {
     }
 
     vectorised! {
-        fn every_operation<V>(x: &[[f32; WIDTH]; 3], out: &mut [[f32; WIDTH]; 6]) {
+        fn every_operation<V>(x: &[[f32; WIDTH]; 3], out: &mut [[f32; WIDTH]; 9]) {
             let [a, b, c] = [V::load(&x[0]), V::load(&x[1]), V::load(&x[2])];
             a.add(b).store(&mut out[0]);
             a.sub(b).store(&mut out[1]);
@@ -341,6 +527,12 @@ mod tests {
             a.mul_add(b, c).store(&mut out[3]);
             a.max(b).store(&mut out[4]);
             a.select_less(b, b, c).store(&mut out[5]);
+            a.min(b).store(&mut out[6]);
+            reciprocal(b).store(&mut out[7]);
+            let mut narrow = [bf16::ZERO; WIDTH];
+            a.store_bf16(&mut narrow);
+            assert!(narrow.iter().zip(&x[0]).all(|(have, x)| have.to_bits() == bf16::from_f32(*x).to_bits()));
+            V::load_bf16(&narrow).store(&mut out[8]);
         }
     }
 
@@ -367,6 +559,40 @@ mod tests {
         });
     }
 
+    vectorised! {
+        fn round_trip<V, E: Element>(x: &[E], y: &mut [E], sum: &mut [f32; 1], inverse: &mut [E]) {
+            let mut all = V::splat(0.0);
+            for at in (0..x.len()).step_by(WIDTH) {
+                let values: V = load(x, at);
+                store(values, y, at);
+                store(reciprocal(values), inverse, at);
+                all = all.add(values);
+            }
+            sum[0] = total(all);
+        }
+    }
+
+    #[test]
+    fn slices_of_any_length_go_in_and_out() {
+        fn check<E: Element>() {
+            for len in [0, 1, 15, 16, 17, 50] {
+                let x: Vec<E> = (0..len).map(|i| E::from_f32(1.0 + i as f32)).collect();
+                let (mut y, mut inverse, mut sum) = (vec![E::default(); len], vec![E::default(); len], [0.0]);
+                round_trip(&x, &mut y, &mut sum, &mut inverse);
+                assert_eq!(x, y);
+                assert_eq!(sum[0], (len * (len + 1) / 2) as f32);
+                for (x, y) in x.iter().zip(&inverse) {
+                    let room = if E::NAME == "bf16" { 0.004 } else { 2e-7 };
+                    assert!((x.to_f32() * y.to_f32() - 1.0).abs() < room, "1 / {x:?} is {y:?}");
+                }
+            }
+        }
+        for_each_isa(|_| {
+            check::<f32>();
+            check::<bf16>();
+        });
+    }
+
     #[test]
     fn every_instruction_set_gives_the_same_bits() {
         let pick = |seed: u32| -> [f32; WIDTH] {
@@ -379,7 +605,7 @@ mod tests {
         };
         let mut results = Vec::new();
         for_each_isa(|_| {
-            let mut out = [[0.0; WIDTH]; 6];
+            let mut out = [[0.0; WIDTH]; 9];
             every_operation(&[pick(3), [1.5; WIDTH], pick(900)], &mut out);
             let bits = |x: &f32| if x.is_nan() { u32::MAX } else { x.to_bits() };
             results.push(out.as_flattened().iter().map(bits).collect::<Vec<_>>());

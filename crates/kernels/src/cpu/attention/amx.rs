@@ -249,7 +249,9 @@ with_avx512! {
     /// Rows as A: `[BLOCK / 16][steps]` tiles of 16 rows by 32 dims; absent rows and dims are 0.
     pub(super) fn pack_rows(rows: &[bf16], stride: usize, count: usize, width: usize, out: &mut [bf16]) {
         let steps = width.div_ceil(DEPTH);
-        (0..BLOCK).for_each(|index| prefetch(rows, stride, width, index));
+        for index in 0..BLOCK {
+            prefetch(rows, stride, width, index);
+        }
         for (index, tile) in out.chunks_exact_mut(TILE).take(KEY_TILES * steps).enumerate() {
             for (line, to) in tile.chunks_exact_mut(DEPTH).enumerate() {
                 let from = row(rows, stride, count, width, index / steps * 16 + line);
@@ -268,11 +270,18 @@ with_avx512! {
 with_avx512! {
     /// Rows transposed as A: `[width / 16][BLOCK / 32]` tiles of 16 dims by 32 rows.
     pub(super) fn pack_rows_transposed(rows: &[bf16], stride: usize, count: usize, width: usize, out: &mut [bf16]) {
-        (0..BLOCK).for_each(|index| prefetch(rows, stride, width, index));
+        for index in 0..BLOCK {
+            prefetch(rows, stride, width, index);
+        }
         for (index, tile) in out.chunks_exact_mut(TILE).take(width.div_ceil(16) * KEY_STEPS).enumerate() {
             let (at, first) = (index / KEY_STEPS * 16, index % KEY_STEPS * DEPTH);
-            let line = |index| row(rows, stride, count, width, first + index);
-            store_tile(std::array::from_fn(|j| pair(line(2 * j), line(2 * j + 1), at)), true, tile);
+            let mut lines = [_mm512_setzero_si512(); 16];
+            for (j, line) in lines.iter_mut().enumerate() {
+                let even = row(rows, stride, count, width, first + 2 * j);
+                *line = pair(even, row(rows, stride, count, width, first + 2 * j + 1), at);
+            }
+            transpose(&mut lines);
+            store_tile(&lines, tile);
         }
     }
 }
@@ -282,12 +291,14 @@ with_avx512! {
     /// multiple of 32, and stand one after the other.
     pub(super) fn pack_lanes(rows: &[bf16], width: usize, out: &mut [bf16]) {
         for (step, tile) in out.chunks_exact_mut(TILE).take(width / DEPTH).enumerate() {
-            let lines = std::array::from_fn(|lane| {
-                let line = &rows[lane * width + step * DEPTH..][..DEPTH];
+            let mut lines = [_mm512_setzero_si512(); 16];
+            for (lane, to) in lines.iter_mut().enumerate() {
+                let from = &rows[lane * width + step * DEPTH..][..DEPTH];
                 // SAFETY: 32 bf16 are one register.
-                unsafe { _mm512_loadu_si512(line.as_ptr().cast()) }
-            });
-            store_tile(lines, true, tile);
+                *to = unsafe { _mm512_loadu_si512(from.as_ptr().cast()) };
+            }
+            transpose(&mut lines);
+            store_tile(&lines, tile);
         }
     }
 }
@@ -298,21 +309,22 @@ with_avx512! {
         let steps = rows.len() / (width * DEPTH);
         for (index, tile) in out.chunks_exact_mut(TILE).take(dims.div_ceil(16) * steps).enumerate() {
             let (at, first) = (index / steps * 16, index % steps * DEPTH);
-            let line = |index| &rows[(first + index) * width..][..width];
-            store_tile(std::array::from_fn(|j| pair(line(2 * j), line(2 * j + 1), at)), false, tile);
+            let mut lines = [_mm512_setzero_si512(); 16];
+            for (to, two) in lines.iter_mut().zip(rows[first * width..].chunks_exact(2 * width)) {
+                let (even, odd) = two.split_at(width);
+                *to = pair(even, odd, at);
+            }
+            store_tile(&lines, tile);
         }
     }
 }
 
-/// Writes 16 registers as a tile, transposed or as they are.
+/// Writes 16 registers as a tile.
 #[inline(always)]
-fn store_tile(mut lines: [__m512i; 16], transposed: bool, tile: &mut [bf16]) {
-    if transposed {
-        transpose(&mut lines);
-    }
-    for (line, to) in lines.into_iter().zip(tile.chunks_exact_mut(DEPTH)) {
+fn store_tile(lines: &[__m512i; 16], tile: &mut [bf16]) {
+    for (line, to) in lines.iter().zip(tile.chunks_exact_mut(DEPTH)) {
         // SAFETY: called from `with_avx512` functions; `to` holds one register.
-        unsafe { _mm512_storeu_si512(to.as_mut_ptr().cast(), line) }
+        unsafe { _mm512_storeu_si512(to.as_mut_ptr().cast(), *line) }
     }
 }
 
@@ -367,9 +379,10 @@ with_avx512! {
         let lines = p.chunks_exact_mut(DEPTH).take(count.div_ceil(DEPTH) * 16);
         if all && count == BLOCK {
             for (s, line) in scores.as_chunks::<2>().0.iter().zip(lines) {
-                let both = [0, 1].map(|odd| exp2_short(V::load(&s[odd]).mul_add(scale2, minus)));
-                sums = [sums[0].add(both[0]), sums[1].add(both[1])];
-                round_pairs(both[0], both[1], line);
+                let even = exp2_short(V::load(&s[0]).mul_add(scale2, minus));
+                let odd = exp2_short(V::load(&s[1]).mul_add(scale2, minus));
+                sums = [sums[0].add(even), sums[1].add(odd)];
+                round_pairs(even, odd, line);
             }
         } else {
             for (pair, line) in lines.enumerate() {
@@ -442,7 +455,10 @@ with_avx512! {
     pub(super) fn finish_lanes(sums: &[Lanes], factor: &Lanes, width: usize, rows: &mut [bf16]) {
         let factor = Avx512::load(factor);
         for (index, sums) in sums.as_chunks::<16>().0.iter().enumerate() {
-            let mut lines = sums.each_ref().map(|dim| _mm512_castps_si512(Avx512::load(dim).mul(factor).0));
+            let mut lines = [_mm512_setzero_si512(); 16];
+            for (line, sums) in lines.iter_mut().zip(sums) {
+                *line = _mm512_castps_si512(Avx512::load(sums).mul(factor).0);
+            }
             transpose(&mut lines);
             for (line, row) in lines.into_iter().zip(rows.chunks_exact_mut(width)) {
                 round(Avx512(_mm512_castsi512_ps(line)), &mut row[index * 16..][..16]);

@@ -9,8 +9,8 @@ use super::plan::{self, GROUP, Tree, TreeSegment};
 use super::{BLOCK, Heads, LANES};
 use crate::cpu::scratch::with_scratch;
 use crate::cpu::shared::SharedMut;
+use crate::cpu::vector::{WIDTH, load, total, vectorised};
 use crate::element::Element;
-use crate::isa::multiversion;
 use crate::parallel::for_chunks;
 use crate::segment::Segment;
 use std::marker::PhantomData;
@@ -165,16 +165,14 @@ impl<E: Element> Call<'_, E> {
     }
 }
 
-multiversion! {
-    /// `sum of a * b`, in sixteen running sums.
-    fn dot<E: Element>(a: &[E], b: &[E]) -> f32 {
-        let mut sums = [0f32; 16];
-        for (a, b) in a.chunks(16).zip(b.chunks(16)) {
-            for ((sum, a), b) in sums.iter_mut().zip(a).zip(b) {
-                *sum += a.to_f32() * b.to_f32();
-            }
+vectorised! {
+    /// `sum of a * b`
+    fn dot<V, E: Element>(a: &[E], b: &[E]) -> f32 {
+        let mut sum = V::splat(0.0);
+        for at in (0..a.len()).step_by(WIDTH) {
+            sum = load::<V, E>(a, at).mul_add(load(b, at), sum);
         }
-        sums.iter().sum()
+        total(sum)
     }
 }
 
