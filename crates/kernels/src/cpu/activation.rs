@@ -249,3 +249,26 @@ vectorised! {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::isa::for_each_isa;
+
+    #[test]
+    fn every_instruction_set_gives_the_same_bits() {
+        let x: Vec<f32> = (-900..900).map(|i| i as f32 / 61.0).collect();
+        let mut results = Vec::new();
+        for_each_isa(|_| {
+            let mut bits = Vec::new();
+            for kind in [Activation::GeluTanh, Activation::GeluErf, Activation::Silu] {
+                let (mut y, mut dx) = (vec![0f32; x.len()], vec![0f32; x.len()]);
+                activation(kind, &x, &mut y);
+                activation_backward(kind, &x, &x, &mut dx);
+                bits.extend(y.iter().chain(&dx).map(|y| y.to_bits()));
+            }
+            results.push(bits);
+        });
+        assert!(results.windows(2).all(|pair| pair[0] == pair[1]));
+    }
+}

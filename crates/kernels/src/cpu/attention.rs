@@ -86,3 +86,54 @@ impl Heads {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::backward::attention_backward_on;
+    use super::forward::attention_on;
+    use super::*;
+    use crate::element::{Element, bf16};
+    use crate::isa::{MatmulPath, for_each_isa};
+    use crate::rng::{Purpose, Stream};
+    use crate::segment::Queries;
+
+    /// Forward and backward of three related segments on one path, widened.
+    fn run<E: Element>(path: MatmulPath) -> Vec<f32> {
+        let heads = Heads { num_heads: 6, num_kv_heads: 2, head_dim: 40, scale: 0.2, causal: true };
+        let segments = [(0, 70, None), (70, 90, Some(0)), (160, 3, Some(0))];
+        let segments = segments.map(|(start, len, parent)| Segment { start, len, parent });
+        let stream = Stream::new(5, Purpose::Test, 0, 0, 0);
+        let qkv: Vec<E> = (0..163 * 400).map(|at| E::from_f32(stream.normal(at))).collect();
+        let view = |head: usize| Rows { data: &qkv[..], offset: head * 40, stride: 400 };
+        let (mut out, mut lse) = (vec![E::default(); 163 * 240], vec![0.0; 163 * 6]);
+        let queries = Queries::whole(&segments);
+        attention_on(path, &heads, &queries, &segments, view(0), view(6), view(8), &mut out, &mut lse);
+        let mut d_qkv = vec![E::default(); qkv.len()];
+        attention_backward_on(path, &heads, &segments, &qkv, &out, &lse, &out, &mut d_qkv);
+        out.iter().chain(&d_qkv).map(|x| x.to_f32()).chain(lse).collect()
+    }
+
+    #[test]
+    fn every_instruction_set_gives_the_same_bits() {
+        fn check<E: Element>() {
+            let mut results = Vec::new();
+            for_each_isa(|_| {
+                results.push(run::<E>(MatmulPath::Portable).iter().map(|x| x.to_bits()).collect::<Vec<_>>());
+            });
+            assert!(results.windows(2).all(|pair| pair[0] == pair[1]), "{}", E::NAME);
+        }
+        check::<f32>();
+        check::<bf16>();
+    }
+
+    #[test]
+    fn every_bf16_path_gives_the_same_numbers() {
+        let want = run::<bf16>(MatmulPath::Portable);
+        for path in MatmulPath::available() {
+            let have = run::<bf16>(path);
+            for (have, want) in have.iter().zip(&want) {
+                assert!((have - want).abs() < 0.02 * want.abs().max(1.0), "{}: {have} instead of {want}", path.name());
+            }
+        }
+    }
+}

@@ -7,7 +7,7 @@ use super::lanes::{Lanes, Softmax, Visible};
 use super::{BLOCK, LANES};
 use crate::cpu::vector::{Avx512, Vector, exp2, exp2_short};
 use crate::element::{Element, bf16};
-use crate::isa::{Machine, MatmulPath, matmul_path};
+use crate::isa::{Machine, MatmulPath};
 use std::arch::asm;
 use std::arch::x86_64::*;
 
@@ -20,9 +20,9 @@ pub(super) const KEY_TILES: usize = BLOCK / 16;
 /// Depth tiles of a block of keys.
 pub(super) const KEY_STEPS: usize = BLOCK / DEPTH;
 
-/// Whether products of `E` take this path.
-pub(super) fn available<E: Element>() -> bool {
-    E::NAME == bf16::NAME && matmul_path() == MatmulPath::Amx && Machine::get().avx512_bf16
+/// Whether attention over `E` takes this path when bf16 products take `path`.
+pub(super) fn available<E: Element>(path: MatmulPath) -> bool {
+    E::NAME == bf16::NAME && path == MatmulPath::Amx && Machine::get().amx_bf16 && Machine::get().avx512_bf16
 }
 
 /// The tiles of this thread, configured while the value lives: eight of 16 rows by 64 bytes.
@@ -46,7 +46,7 @@ const CONFIGURATION: Configuration = {
 impl Tiles {
     /// Panics where AMX is missing.
     pub(super) fn new() -> Self {
-        assert!(available::<bf16>(), "AMX was not asked for");
+        assert!(available::<bf16>(MatmulPath::Amx), "this machine has no AMX");
         // SAFETY: the machine has AMX and the process may use it; the configuration is 64 valid bytes.
         unsafe { asm!("ldtilecfg [{}]", in(reg) &CONFIGURATION, options(nostack, readonly)) }
         Self(std::marker::PhantomData)

@@ -11,6 +11,7 @@ use crate::cpu::scratch::with_scratch;
 use crate::cpu::shared::SharedMut;
 use crate::cpu::vector::{WIDTH, load, total, vectorised};
 use crate::element::Element;
+use crate::isa::{MatmulPath, matmul_path};
 use crate::parallel::for_chunks;
 use crate::segment::Segment;
 use std::marker::PhantomData;
@@ -28,6 +29,22 @@ pub fn attention_backward<E: Element>(
     d_out: &[E],
     d_qkv: &mut [E],
 ) {
+    attention_backward_on(matmul_path(), heads, segments, qkv, out, lse, d_out, d_qkv);
+}
+
+/// [`attention_backward`] with a chosen path for bf16.
+pub(super) fn attention_backward_on<E: Element>(
+    path: MatmulPath,
+    heads: &Heads,
+    segments: &[Segment],
+    qkv: &[E],
+    out: &[E],
+    lse: &[f32],
+    d_out: &[E],
+    d_qkv: &mut [E],
+) {
+    // Only x86 has more than one path.
+    let _ = path;
     heads.check(segments);
     let stride = (heads.num_heads + 2 * heads.num_kv_heads) * heads.head_dim;
     let rows = qkv.len() / stride;
@@ -46,7 +63,7 @@ pub fn attention_backward<E: Element>(
             let tiles = tree.segments.last().map_or(0, |last| last.tiles.end);
             let d = heads.head_dim;
             #[cfg(target_arch = "x86_64")]
-            if super::amx::available::<E>() {
+            if super::amx::available::<E>(path) {
                 use super::backward_amx::AmxUnit;
                 with_scratch(AmxUnit::scratch_len(tiles, d), |scratch: &mut [f32]| {
                     call.run(tree, kv_head, &mut AmxUnit::new(tiles, d, scratch));

@@ -8,6 +8,7 @@ use super::{BLOCK, Heads, LANES, Rows};
 use crate::cpu::scratch::with_scratch;
 use crate::cpu::shared::SharedMut;
 use crate::element::Element;
+use crate::isa::{MatmulPath, matmul_path};
 use crate::parallel::for_chunks;
 use crate::segment::{Queries, Segment};
 use std::marker::PhantomData;
@@ -26,6 +27,23 @@ pub fn attention<E: Element>(
     out: &mut [E],
     lse: &mut [f32],
 ) {
+    attention_on(matmul_path(), heads, queries, segments, q, k, v, out, lse);
+}
+
+/// [`attention`] with a chosen path for bf16.
+pub(super) fn attention_on<E: Element>(
+    path: MatmulPath,
+    heads: &Heads,
+    queries: &[Queries],
+    segments: &[Segment],
+    q: Rows<E>,
+    k: Rows<E>,
+    v: Rows<E>,
+    out: &mut [E],
+    lse: &mut [f32],
+) {
+    // Only x86 has more than one path.
+    let _ = path;
     heads.check(segments);
     let width = heads.num_heads * heads.head_dim;
     assert_eq!(out.len() / width, lse.len() / heads.num_heads, "attention: out and lse have different rows");
@@ -36,7 +54,7 @@ pub fn attention<E: Element>(
             let tiles = (task.num_rows * heads.group()).div_ceil(LANES);
             let d = heads.head_dim;
             #[cfg(target_arch = "x86_64")]
-            if super::amx::available::<E>() {
+            if super::amx::available::<E>(path) {
                 use super::forward_amx::AmxUnit;
                 with_scratch(AmxUnit::scratch_len(tiles, d), |scratch: &mut [f32]| {
                     call.run(&plan, task, tiles, &mut AmxUnit::new(tiles, d, scratch));
