@@ -269,7 +269,15 @@ fn bad_rows_and_pictures_are_named() {
     fs::write(here.join("cut.png"), b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR\0\0\0\x10\0\0\0\x10\x08\x02\0\0\0").unwrap();
     fs::write(here.join("rows.jsonl"), row("cut.png")).unwrap();
     let told = refuse(&["train", "r.toml", "--out", "run"], here);
-    assert!(told.contains("cut.png") && told.contains("x7"), "{told}");
+    assert!(told.contains("rows.jsonl:1") && told.contains("cut.png"), "{told}");
+
+    // A picture whose damage shows only when it is decoded: the run has begun by then, and leaves nothing.
+    succeed(&["data", "make", "{ task = \"charts\", rows = 1 }", "--out", "mine"], here);
+    let image = fs::read_dir(here.join("mine/images")).unwrap().next().unwrap().unwrap().path();
+    let bytes = fs::read(&image).unwrap();
+    fs::write(here.join("cut.png"), &bytes[..bytes.len() / 2]).unwrap();
+    let told = refuse(&["train", "r.toml", "--out", "run"], here);
+    assert!(told.contains("row x7") && told.contains("cut.png"), "{told}");
     assert!(!here.join("run").exists(), "nothing is left of a run that never began");
 }
 

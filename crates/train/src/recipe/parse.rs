@@ -142,6 +142,12 @@ fn explain(file: &Path, text: &str, error: &toml::de::Error) -> RecipeError {
             span = find_key(text, span.clone(), unknown).unwrap_or(span);
         }
     }
+    if hint.is_none() {
+        hint = Some(match message.starts_with("invalid") || message.starts_with("missing") {
+            true => "every key is explained where it is declared; recipes/quickstart.toml shows the usual ones".to_string(),
+            false => "recipes are TOML: text in quotes, tables in braces, lists in brackets".to_string(),
+        });
+    }
     let (line, column) = if error.span().is_some() { position(text, span.start) } else { (0, 0) };
     RecipeError { file: file.to_path_buf(), line, column, message: told, hint }
 }
