@@ -68,7 +68,7 @@ pub fn peaks() -> Vec<Measured> {
         }
     }
     const ROUNDS: usize = 20_000;
-    let flops = (ROUNDS * FMA_CHAINS * FMA_LANES * 2 * threads) as f64;
+    let flops = (ROUNDS * FMA_LANES * 2 * threads) as f64;
     results.push(measure("f32 from registers", flops, 0.0, || {
         parallel::for_chunks(threads, 1, |_| {
             std::hint::black_box(fma_rounds(std::hint::black_box(ROUNDS)));
@@ -84,33 +84,19 @@ pub fn peaks() -> Vec<Measured> {
     results
 }
 
-const FMA_CHAINS: usize = 8;
-const FMA_LANES: usize = 16;
+/// Independent sums, enough of them to hide the latency of a fused multiply-add in 512-bit registers.
+const FMA_LANES: usize = 128;
 
 multiversion! {
-    /// Independent chains of fused multiply-adds, enough to hide their latency.
     fn fma_rounds(rounds: usize) -> f32 {
         let factor = std::hint::black_box([0.999f32; FMA_LANES]);
-        let (mut a, mut b, mut c, mut d) = (factor, factor, factor, factor);
-        let (mut e, mut f, mut g, mut h) = (factor, factor, factor, factor);
+        let mut sums = factor;
         for _ in 0..rounds {
-            fma_lanes(&mut a, &factor);
-            fma_lanes(&mut b, &factor);
-            fma_lanes(&mut c, &factor);
-            fma_lanes(&mut d, &factor);
-            fma_lanes(&mut e, &factor);
-            fma_lanes(&mut f, &factor);
-            fma_lanes(&mut g, &factor);
-            fma_lanes(&mut h, &factor);
+            for lane in 0..FMA_LANES {
+                sums[lane] = sums[lane].mul_add(0.999, 0.999);
+            }
         }
-        [a, b, c, d, e, f, g, h].iter().flatten().sum()
-    }
-}
-
-#[inline(always)]
-fn fma_lanes(chain: &mut [f32; FMA_LANES], factor: &[f32; FMA_LANES]) {
-    for lane in 0..FMA_LANES {
-        chain[lane] = chain[lane].mul_add(factor[lane], factor[lane]);
+        sums.iter().sum()
     }
 }
 

@@ -81,6 +81,7 @@ pub(super) fn combine(partials: impl Iterator<Item = Partial> + Clone) -> RowRes
 /// e^(−200) is 0 in f32; the bound keeps 0 · ∞ out of the sums.
 const LOWEST: f32 = -200.0;
 const LANES: usize = 32;
+const MAX_LANES: usize = 128;
 
 multiversion! {
     fn scale(logits: &[f32], inv_temperature: f32, z: &mut [f32; CHUNK]) {
@@ -105,13 +106,14 @@ fn fold_lanes(mut lanes: [f32; LANES], f: impl Fn(f32, f32) -> f32) -> f32 {
 
 multiversion! {
     fn statistics(z: &[f32; CHUNK]) -> (f32, f32, f32) {
-        let mut largest = [f32::NEG_INFINITY; LANES];
-        for part in z.chunks_exact(LANES) {
-            for lane in 0..LANES {
+        // So many lanes that the compiler keeps the loop over them; it unrolls shorter ones into scalars.
+        let mut largest = [f32::NEG_INFINITY; MAX_LANES];
+        for part in z.chunks_exact(MAX_LANES) {
+            for lane in 0..MAX_LANES {
                 largest[lane] = if part[lane] > largest[lane] { part[lane] } else { largest[lane] };
             }
         }
-        let max = fold_lanes(largest, |a, b| if b > a { b } else { a });
+        let max = largest.iter().fold(f32::NEG_INFINITY, |a, &b| if b > a { b } else { a });
         // All banned, or all NaN: any finite stand-in gives sum 0 or NaN.
         let shift = if max == f32::NEG_INFINITY { 0.0 } else { max };
         let (mut sums, mut weighted) = ([0.0f32; LANES], [0.0f32; LANES]);

@@ -22,6 +22,8 @@ pub(crate) const TILE_LEN: usize = TILE * STEP;
 /// bf16 values of the two tiles of a step.
 const PAIR_LEN: usize = 2 * TILE_LEN;
 
+/// Elements that a task of plain copying moves: about 10 microseconds.
+const TASK_LEN: usize = 128 << 10;
 /// Panels whose strips a task reads together: 512 columns, so that rows are read in long pieces.
 const GROUP: usize = 16;
 /// Steps of a task that reads strips.
@@ -40,7 +42,8 @@ pub(crate) fn rows_len(m: usize, k: usize) -> usize {
 /// A from row-major `x[m, k]`.
 pub(crate) fn rows_from_rows(x: &[bf16], k: usize, m: usize, out: &mut [bf16]) {
     let block_len = rows_len(PANEL, k);
-    parallel::for_rows(&mut out[..rows_len(m, k)], block_len, 4, |first, blocks| {
+    let blocks_per_task = (TASK_LEN / block_len.max(1)).max(1);
+    parallel::for_rows(&mut out[..rows_len(m, k)], block_len, blocks_per_task, |first, blocks| {
         for (index, block) in blocks.chunks_exact_mut(block_len).enumerate() {
             let row = (first + index) * PANEL;
             let rows = PANEL.min(m - row);

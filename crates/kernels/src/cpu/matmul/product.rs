@@ -71,9 +71,9 @@ const TASK_ROWS: usize = 512;
 const ROWS_PER_THREAD: usize = 2 * TASK_ROWS;
 /// Most steps of k whose panel slice stays in the first-level cache: 40 of 48 KiB.
 const SLICE_STEPS: usize = 20;
-/// Panels that a task takes through all slices together. Their sums take 256 KiB of the second-level cache; fewer
+/// Panels that a task takes through all slices together. Their sums take 512 KiB of the second-level cache; fewer
 /// would have the slices of A read again more often.
-const PANELS_TOGETHER: usize = 4;
+const PANELS_TOGETHER: usize = 8;
 /// Blocks of 32x32x32 that are worth a task of their own, about 10 microseconds of AMX.
 const TASK_BLOCKS: usize = 400;
 
