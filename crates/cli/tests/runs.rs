@@ -252,7 +252,9 @@ fn bad_rows_and_pictures_are_named() {
     let recipe = TWO_STAGES.replace("train = { task = \"counting\", rows = 40 }", "train = { path = \"rows.jsonl\" }");
     let folder = folder_with(&recipe);
     let here = folder.path();
-    let row = |image: &str| format!("{{\"id\": \"x7\", \"image\": \"{image}\", \"question\": \"How many?\", \"answer\": 3}}\n");
+    let row = |image: &str| {
+        format!("{{\"id\": \"x7\", \"image\": \"{image}\", \"question\": \"How many?\", \"answer\": 3}}\n")
+    };
     fs::write(here.join("rows.jsonl"), row("gone.png")).unwrap();
     let told = refuse(&["train", "r.toml", "--out", "run"], here);
     assert!(told.contains("rows.jsonl:1") && told.contains("gone.png"), "{told}");
@@ -358,7 +360,18 @@ fn checkpoints_can_be_asked() {
         assert!((mean - score["mean_nll"].as_f64().unwrap()).abs() < 1e-6 && mean > 0.0);
     }
     assert_eq!(scores.lines().count(), 3);
-    let greedy = ["generate", "--model", model, "--input", "rows.jsonl", "--output", "said.jsonl", "--greedy", "--max-new-tokens", "5"];
+    let greedy = [
+        "generate",
+        "--model",
+        model,
+        "--input",
+        "rows.jsonl",
+        "--output",
+        "said.jsonl",
+        "--greedy",
+        "--max-new-tokens",
+        "5",
+    ];
     succeed(&greedy, here);
     assert_eq!(lines(&here.join("said.jsonl")), 3);
     succeed(&["eval", model, "--data", "mine/rows.jsonl", "--max-new-tokens", "5"], here);

@@ -285,12 +285,8 @@ fn update(session: &mut Session, parts: &mut Parts, packed: &[PackGroup]) -> Res
     let max_len = stage.sampling.max_new_tokens as usize;
     let options = PackOptions::new(&parts.rule, max_len, stage.tokens_per_batch, parts.banned.clone());
     let size = packed.len().div_ceil(stage.updates as usize);
-    let mut update = Update {
-        first: RuleStats::default(),
-        last: None,
-        all: RuleStats::default(),
-        counts: Counts::default(),
-    };
+    let mut update =
+        Update { first: RuleStats::default(), last: None, all: RuleStats::default(), counts: Counts::default() };
     for (index, part) in packed.chunks(size).enumerate() {
         let counts = pack::count(part, parts.rule.count);
         update.counts = update.counts + counts;

@@ -124,12 +124,7 @@ pub struct RowError {
 
 /// Renders rows in parallel; the order is kept and the first row that fails is named. A prompt must leave room for
 /// `room` tokens of an answer within what the model can read.
-pub fn render(
-    prompter: &Prompter,
-    ask: &AskConfig,
-    rows: Vec<(u32, Row)>,
-    room: u32,
-) -> Result<Vec<Prompt>, RowError> {
+pub fn render(prompter: &Prompter, ask: &AskConfig, rows: Vec<(u32, Row)>, room: u32) -> Result<Vec<Prompt>, RowError> {
     rows.into_par_iter()
         .map(|(index, row)| {
             let prompt = prompter.prompt(&ask.conversation(&row));
@@ -147,7 +142,11 @@ pub fn render(
 /// Refuses a prompt whose answer would not fit behind it.
 pub fn check_room(prompter: &Prompter, input: &PromptInput, room: usize) -> Result<(), PromptError> {
     let (tokens, limit) = (input.ids.len() + room, prompter.max_tokens());
-    if tokens <= limit { Ok(()) } else { Err(PromptError::TooLong { tokens, image_tokens: input.placements.len(), limit }) }
+    if tokens <= limit {
+        Ok(())
+    } else {
+        Err(PromptError::TooLong { tokens, image_tokens: input.placements.len(), limit })
+    }
 }
 
 /// Draws `num_answers` answers for each prompt, all of them in one batch. `progress` is told the number of unfinished

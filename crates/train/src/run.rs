@@ -291,7 +291,10 @@ fn resolve_stage(
     }
     let selector: SelectorSpec = shared!(selector).unwrap_or_default();
     if selector.kind == SelectorKind::Replay {
-        return Err(wrong("the selector `replay` cannot be run yet".into(), "use never, any_correct, threshold or anneal"));
+        return Err(wrong(
+            "the selector `replay` cannot be run yet".into(),
+            "use never, any_correct, threshold or anneal",
+        ));
     }
     if rule.mismatch.mode != MismatchMode::Off {
         return Err(wrong(

@@ -51,7 +51,7 @@ fn greedy_answers_equal_those_of_transformers() {
     let scored = score_file(&mut policy, &prompter, &fixtures().join("rows.jsonl")).unwrap();
     let conversations = foveate_train::messages::read(&fixtures().join("rows.jsonl")).unwrap();
     let prompts: Vec<PromptInput> =
-        conversations.iter().map(|conversation| prompter.scored(conversation).unwrap().0).collect();
+        conversations.iter().map(|(_, conversation)| prompter.scored(conversation).unwrap().0).collect();
     let jobs: Vec<SampleJob> = prompts
         .iter()
         .map(|prompt| SampleJob { prompt, num_answers: 1, seed: 0, step: 0, question: 0, first_answer: 0 })

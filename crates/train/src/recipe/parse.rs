@@ -144,7 +144,9 @@ fn explain(file: &Path, text: &str, error: &toml::de::Error) -> RecipeError {
     }
     if hint.is_none() {
         hint = Some(match message.starts_with("invalid") || message.starts_with("missing") {
-            true => "every key is explained where it is declared; recipes/quickstart.toml shows the usual ones".to_string(),
+            true => {
+                "every key is explained where it is declared; recipes/quickstart.toml shows the usual ones".to_string()
+            }
             false => "recipes are TOML: text in quotes, tables in braces, lists in brackets".to_string(),
         });
     }
