@@ -48,6 +48,7 @@ mod tests {
     use super::*;
 
     #[test]
+    #[expect(clippy::approx_constant, reason = "published golden values")]
     fn golden_odsw() {
         let rows = [
             (GroupWeight::OdswEasy, [0.382683, 0.707107, 1.0, 1.0]),

@@ -551,8 +551,8 @@ mod tests {
     #[test]
     fn supervised_rows_share_their_image() {
         let picture = tile(1.0);
-        let a = prompt(&[5, 90, 6, 10, 11], &[picture.clone()], &[1]);
-        let b = prompt(&[5, 90, 6, 10, 12, 13], &[picture.clone()], &[1]);
+        let a = prompt(&[5, 90, 6, 10, 11], std::slice::from_ref(&picture), &[1]);
+        let b = prompt(&[5, 90, 6, 10, 12, 13], std::slice::from_ref(&picture), &[1]);
         let other = prompt(&[5, 90, 6, 10, 11], &[tile(1.0)], &[1]);
         let early = prompt(&[4, 90, 6], &[picture], &[1]);
         let rows: Vec<SupervisedRow> =

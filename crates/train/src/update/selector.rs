@@ -347,18 +347,18 @@ mod tests {
     fn variants() {
         let mixed = group(&[0.0, 1.0, 0.0, 0.0], &[0.2, 0.4, 0.1, 0.3]);
         let failed = group(&[0.0; 4], &[0.2, 0.4, 0.1, 0.3]);
-        let never = run(&SelectorSpec::default(), &[failed.clone()], 0.0).remove(0);
+        let never = run(&SelectorSpec::default(), std::slice::from_ref(&failed), 0.0).remove(0);
         assert!(never.mode == Mode::Explore && never.target_slot.is_none() && never.advantages[1] > 0.0);
         let always = SelectorSpec { kind: SelectorKind::Always, ..Default::default() };
-        let plan = run(&always, &[mixed.clone()], 0.0).remove(0);
+        let plan = run(&always, std::slice::from_ref(&mixed), 0.0).remove(0);
         assert_eq!((plan.mode, plan.advantages), (Mode::Memorise, vec![1.0, 0.0, 0.0, 0.0]));
         let threshold = SelectorSpec { kind: SelectorKind::Threshold, ..Default::default() };
-        assert_eq!(run(&threshold, &[mixed.clone()], 0.0)[0].mode, Mode::Memorise, "mean of parts is 0.8");
+        assert_eq!(run(&threshold, std::slice::from_ref(&mixed), 0.0)[0].mode, Mode::Memorise, "mean of parts is 0.8");
         let loose = SelectorSpec { success: Some(0.5), ..threshold };
-        assert_eq!(run(&loose, &[mixed.clone()], 0.0)[0].mode, Mode::Explore);
+        assert_eq!(run(&loose, std::slice::from_ref(&mixed), 0.0)[0].mode, Mode::Explore);
         let anneal = SelectorSpec { kind: SelectorKind::Anneal, ..Default::default() };
         for (progress, want) in [(0.0, 1.0), (0.5, 0.5), (1.0, 0.0)] {
-            let plan = run(&anneal, &[mixed.clone()], progress).remove(0);
+            let plan = run(&anneal, std::slice::from_ref(&mixed), progress).remove(0);
             assert!((plan.advantages[3] - want).abs() < 1e-9 && plan.target_slot == Some(3));
             assert!((plan.advantages[1] - 1.486056).abs() < 1e-6);
         }
