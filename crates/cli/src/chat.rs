@@ -13,7 +13,7 @@ use crate::load::{self, ModelArgs};
 /// Arguments of `foveate chat`.
 #[derive(clap::Args)]
 pub struct Args {
-    /// A folder in Hugging Face layout, or the name of a built-in model
+    /// A folder in Hugging Face layout, a folder with a PEFT adapter, or the name of a built-in model
     model: String,
     /// A picture that the first question is about
     #[arg(long)]

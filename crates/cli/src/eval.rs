@@ -17,7 +17,7 @@ use crate::load::{self, ModelArgs};
 /// Arguments of `foveate eval`.
 #[derive(clap::Args)]
 pub struct Args {
-    /// A folder in Hugging Face layout, or the name of a built-in model
+    /// A folder in Hugging Face layout, a folder with a PEFT adapter, or the name of a built-in model
     model: String,
     /// Questions: a recipe (its test suites), a file of rows, or a source such as '{ task = "counting", split = "id" }'
     #[arg(long)]

@@ -7,10 +7,12 @@ use foveate_train::checkpoint::durable::FileError;
 use foveate_train::data::DataError;
 use foveate_train::error::TrainError;
 use foveate_train::eval::EvalError;
+use foveate_train::merge::MergeError;
 use foveate_train::prompt::PromptError;
 use foveate_train::recipe::parse::RecipeError;
 use foveate_train::report::page::PageError;
 use foveate_train::score::ScoreError;
+use foveate_train::source::SourceError;
 
 /// An error that only the command line can make.
 #[derive(Debug)]
@@ -61,6 +63,8 @@ fn hint(error: &(dyn std::error::Error + 'static)) -> Option<String> {
         ScoreError => |e| e.hint(),
         EvalError => |e| Some(e.hint()),
         PageError => |e| e.hint(),
+        SourceError => |e| e.hint(),
+        MergeError => |e| e.hint(),
         FileError => |e| e.hint(),
         PromptError => |e| Some(e.hint().to_string()),
         foveate_model::ModelError => |e| Some(e.hint()),

@@ -1,33 +1,22 @@
 //! `foveate model inspect`: what a checkpoint is, in numbers.
 
-use clap::Subcommand;
 use foveate_model::Precision;
 
 use crate::load::{self, ModelArgs};
 
-/// Arguments of `foveate model`.
+/// Arguments of `foveate model inspect`.
 #[derive(clap::Args)]
 pub struct Args {
-    #[command(subcommand)]
-    command: Command,
-}
-
-#[derive(Subcommand)]
-enum Command {
-    /// Show family, sizes and tokens of a model
-    Inspect {
-        /// A folder in Hugging Face layout, or the name of a built-in model
-        model: String,
-        /// List every tensor
-        #[arg(long)]
-        tensors: bool,
-    },
+    /// A folder in Hugging Face layout, a folder with a PEFT adapter, or the name of a built-in model
+    model: String,
+    /// List every tensor
+    #[arg(long)]
+    tensors: bool,
 }
 
 /// Prints a short table.
 pub fn run(args: Args) -> anyhow::Result<()> {
-    let Command::Inspect { model, tensors } = args.command;
-    let (policy, prompter) = load::open(&ModelArgs { model, precision: None }, Precision::F32)?;
+    let (policy, prompter) = load::open(&ModelArgs { model: args.model, precision: None }, Precision::F32)?;
     let about = policy.description();
     let line = |name: &str, value: String| println!("{name:<22}{value}");
     line("family", about.family.to_string());
@@ -46,7 +35,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     let token = |id: &u32| prompter.codec().token(*id).unwrap_or_default();
     line("ends an answer", prompter.end_ids().iter().map(token).collect::<Vec<_>>().join(" "));
     line("never sampled", format!("{} ids", prompter.banned_ids().len()));
-    if tensors {
+    if args.tensors {
         for info in policy.parameters() {
             println!("{:?} {} {:?}", info.part, info.name, info.shape);
         }

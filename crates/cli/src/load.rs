@@ -1,19 +1,17 @@
 //! Opens a model for the commands that only ask it something.
 
-use std::path::PathBuf;
+use std::path::Path;
 
 use clap::ValueEnum;
 use foveate_kernels::isa;
 use foveate_model::{Policy, Precision};
-use foveate_train::builtin;
 use foveate_train::prompt::Prompter;
-
-use crate::failure::failure;
+use foveate_train::source;
 
 /// Which model, and in which numbers.
 #[derive(clap::Args)]
 pub struct ModelArgs {
-    /// A folder in Hugging Face layout, or the name of a built-in model
+    /// A folder in Hugging Face layout, a folder with a PEFT adapter, or the name of a built-in model
     #[arg(long)]
     pub model: String,
     /// Number type of matrix operands
@@ -32,22 +30,6 @@ pub enum PrecisionArg {
     Bf16,
 }
 
-/// The folder of a model named on the command line.
-pub fn folder(name: &str) -> anyhow::Result<PathBuf> {
-    if let Some(folder) = builtin::unpack(name)? {
-        return Ok(folder);
-    }
-    let folder = PathBuf::from(name);
-    if !folder.join("config.json").is_file() {
-        let known = builtin::names().join(", ");
-        return Err(failure(
-            format!("{name} is neither a built-in model nor a folder with a config.json"),
-            format!("built in: {known}; a checkpoint of a run lies in runs/NAME/checkpoints/"),
-        ));
-    }
-    Ok(folder)
-}
-
 /// Loads model and prompter. `usual` is the precision if none was asked for.
 pub fn open(args: &ModelArgs, usual: Precision) -> anyhow::Result<(Policy, Prompter)> {
     isa::check()?;
@@ -57,6 +39,6 @@ pub fn open(args: &ModelArgs, usual: Precision) -> anyhow::Result<(Policy, Promp
         Some(PrecisionArg::F32) => Precision::F32,
         Some(PrecisionArg::Bf16) => Precision::Bf16,
     };
-    let folder = folder(&args.model)?;
-    Ok((Policy::load(&folder, precision)?, Prompter::load(&folder)?))
+    let source = source::find(Path::new(""), &args.model)?;
+    Ok((source.load(precision)?, Prompter::load(&source.folder)?))
 }

@@ -12,6 +12,7 @@ mod failure;
 mod generate;
 mod inspect;
 mod load;
+mod model;
 mod report;
 mod score;
 mod train;
@@ -46,8 +47,8 @@ enum Command {
     Compare(compare::Args),
     /// Make, show and check data
     Data(data::Args),
-    /// Look at a model
-    Model(inspect::Args),
+    /// Look at a model, merge models
+    Model(model::Args),
     /// Show what this machine offers
     Doctor(doctor::Args),
 }
@@ -63,7 +64,7 @@ fn main() -> ExitCode {
         Command::Report(args) => done(report::run(args)),
         Command::Compare(args) => done(compare::run(args)),
         Command::Data(args) => done(data::run(args)),
-        Command::Model(args) => done(inspect::run(args)),
+        Command::Model(args) => done(model::run(args)),
         Command::Doctor(args) => done(doctor::run(args)),
     };
     outcome.unwrap_or_else(|error| failure::tell(&error))

@@ -1,31 +1,14 @@
 //! Runs as processes: what a person types, what comes back, what lies on the disk afterwards.
 //! Every model here is new and tiny, so that a whole run takes about a second.
 
+mod support;
+
 use std::fs;
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
-use std::time::{Duration, Instant};
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
 
-const MODEL: &str = r#"
-name = "test"
-seed = 3
-precision = "f32"
-
-[model.new]
-image_size = 64
-patch_size = 16
-vision_width = 32
-vision_layers = 1
-vision_heads = 2
-vision_hidden = 64
-text_width = 32
-text_layers = 2
-text_heads = 2
-text_kv_heads = 1
-text_hidden = 64
-vocabulary = 320
-max_positions = 512
-"#;
+use support::{folder_with, foveate, last_checkpoint, lines, metrics, refuse, succeed, text, wait_for_steps};
 
 /// Worked examples, then reinforcement with a reference and two updates a step.
 const TWO_STAGES: &str = r#"
@@ -58,75 +41,6 @@ selector = { kind = "any_correct" }
 rule = { kind = "grpo", kl = 0.04 }
 optim = { lr = 1e-3 }
 "#;
-
-fn foveate(args: &[&str], folder: &Path) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_foveate"));
-    command.args(args).current_dir(folder).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    command
-}
-
-fn run(args: &[&str], folder: &Path) -> Output {
-    foveate(args, folder).output().expect("the program starts")
-}
-
-fn text(output: &Output) -> String {
-    format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
-}
-
-fn succeed(args: &[&str], folder: &Path) -> String {
-    let output = run(args, folder);
-    assert!(output.status.success(), "{args:?}: {}", text(&output));
-    text(&output)
-}
-
-/// Runs what must be refused: exit code 2 and a hint.
-fn refuse(args: &[&str], folder: &Path) -> String {
-    let output = run(args, folder);
-    let told = text(&output);
-    assert_eq!(output.status.code(), Some(2), "{args:?}: {told}");
-    assert!(told.contains("error: ") && told.contains("hint: "), "{told}");
-    assert!(!told.contains("panicked"), "{told}");
-    told
-}
-
-/// A folder with the recipe `r.toml`.
-fn folder_with(recipe: &str) -> tempfile::TempDir {
-    let folder = tempfile::tempdir().expect("a temporary folder");
-    fs::write(folder.path().join("r.toml"), format!("{MODEL}{recipe}")).expect("written");
-    folder
-}
-
-fn lines(path: &Path) -> usize {
-    fs::read_to_string(path).map_or(0, |text| text.lines().count())
-}
-
-/// Waits until a run has written `count` steps, or has ended.
-fn wait_for_steps(child: &mut Child, run: &Path, count: usize) {
-    let began = Instant::now();
-    while lines(&run.join("metrics.jsonl")) < count && child.try_wait().expect("a child").is_none() {
-        assert!(began.elapsed() < Duration::from_secs(120), "no {count} steps within two minutes");
-        std::thread::sleep(Duration::from_millis(2));
-    }
-}
-
-fn last_checkpoint(run: &Path) -> PathBuf {
-    let entries = fs::read_dir(run.join("checkpoints")).expect("checkpoints");
-    let mut names: Vec<PathBuf> = entries.map(|entry| entry.expect("an entry").path()).collect();
-    names.sort();
-    names.pop().expect("a checkpoint")
-}
-
-/// Metrics without times.
-fn metrics(run: &Path) -> Vec<serde_json::Value> {
-    let text = fs::read_to_string(run.join("metrics.jsonl")).expect("metrics");
-    text.lines()
-        .map(|line| {
-            let mut record: serde_json::Value = serde_json::from_str(line).expect("JSON");
-            record.as_object_mut().expect("an object").retain(|name, _| !name.starts_with("time/"));
-            record
-        })
-        .collect()
-}
 
 /// Two runs must have left the same bytes, times aside.
 fn assert_same(a: &Path, b: &Path) {
@@ -244,7 +158,7 @@ fn recipes_with_mistakes_are_refused_before_anything_is_written() {
     let impossible = ["train", "r.toml", "--out", "run", "--set", "model.new.vision_heads=3"];
     assert!(refuse(&impossible, folder.path()).contains("vision_heads = 3 does not divide"));
     let known = refuse(&["train", "r.toml", "--set", "model=\"goldfish\""], folder.path());
-    assert!(known.contains("\"goldfish\" is neither built in nor a folder"), "{known}");
+    assert!(known.contains("goldfish: neither a built-in model nor a folder"), "{known}");
 }
 
 #[test]

@@ -1,5 +1,6 @@
 //! Puts low-rank adapters beside the matrices of a loaded model, so that only they learn.
-//! Knows names of modules; the arithmetic lives in `linear`. Cost: a copy of the flat parameter buffer, once.
+//! Knows names of modules; the arithmetic lives in `linear`, the files in `peft`. Cost: the flat parameter buffer
+//! grows by `rank * (inputs + outputs)` values a matrix.
 //!
 //! LoRA: Hu et al. 2021, section 4.1. rsLoRA: Kalajdzievski 2023.
 
@@ -7,7 +8,7 @@ use std::path::Path;
 
 use crate::error::ModelError;
 use crate::policy::{Family, Policy};
-use crate::weights::{Layout, Trainable};
+use crate::weights::{Layout, Part, Trainable};
 
 /// Which matrices get adapters, and how large.
 #[derive(Clone, Debug, PartialEq)]
@@ -18,50 +19,139 @@ pub struct AdapterSpec {
     pub alpha: f32,
     /// Scale by the square root of the rank: keeps large ranks from learning too slowly.
     pub rank_stabilised: bool,
-    /// Last names of modules (`q_proj`, `down_proj`); empty means every matrix inside the blocks.
+    /// Share of an adapter's inputs that is left out while learning.
+    pub dropout: f32,
+    /// Names of modules, whole or their last parts (`q_proj`, `mlp.down_proj`); empty means every matrix inside the
+    /// blocks, and the connector.
     pub targets: Vec<String>,
     /// Parts of the model that get adapters.
     pub parts: Trainable,
 }
 
+impl AdapterSpec {
+    /// The factor on an adapter's output.
+    pub fn scale(&self) -> f32 {
+        self.alpha / if self.rank_stabilised { (self.rank as f32).sqrt() } else { self.rank as f32 }
+    }
+
+    fn wants(&self, module: &str, part: Part) -> bool {
+        if self.targets.is_empty() {
+            // A connector has no blocks; whoever asks for it means all of it.
+            return is_inside_block(module) || part == Part::Connector;
+        }
+        // As in PEFT: the whole name, or its end after a dot.
+        let ends = |target: &String| module.strip_suffix(target.as_str()).is_some_and(|rest| rest.ends_with('.'));
+        self.targets.iter().any(|target| module == target || ends(target))
+    }
+}
+
+/// Whether a module belongs to a numbered block: `..layers.3..`, `..blocks.3..`, `..layer.3..`.
+fn is_inside_block(module: &str) -> bool {
+    let words: Vec<&str> = module.split('.').collect();
+    words
+        .windows(2)
+        .any(|pair| ["layers", "blocks", "layer"].contains(&pair[0]) && pair[1].bytes().all(|c| c.is_ascii_digit()))
+}
+
 impl Policy {
     /// The same model with adapters that start as nothing: the function does not change until they learn.
     pub fn with_adapters(self, spec: &AdapterSpec, seed: u64) -> Result<Policy, ModelError> {
+        let wrong = |problem: String| ModelError::Config {
+            path: "lora".into(),
+            problem,
+            hint: "targets are names of modules, for instance q_proj, v_proj, gate_proj; rank is at least 1, \
+                   dropout below 1"
+                .into(),
+        };
+        if spec.rank == 0 || !spec.alpha.is_finite() || !(0.0..1.0).contains(&spec.dropout) {
+            return Err(wrong(format!("rank {}, alpha {}, dropout {}", spec.rank, spec.alpha, spec.dropout)));
+        }
+        if self.adapters().is_some() {
+            return Err(wrong("the model has adapters already".into()));
+        }
         let mut layout = Layout::default();
         let family = Family::declare(&mut layout, Path::new("config.json"), self.config())?;
-        let root = if spec.rank_stabilised { (spec.rank as f32).sqrt() } else { spec.rank as f32 };
+        let head = family.decoder().head;
+        let mut met = vec![false; spec.targets.len()];
         let mut found = 0;
         for (id, part) in layout.matrices() {
-            if !spec.parts.includes(part) {
+            // The head is multiplied apart from the tape, in chunks of the vocabulary, and knows no adapters.
+            if id == head || !spec.parts.includes(part) {
                 continue;
             }
             for (name, first, rows) in layout.stacked(id) {
                 let module = name.trim_end_matches(".weight");
-                let last = module.rsplit('.').next().unwrap_or(module);
-                let wanted = match spec.targets.as_slice() {
-                    [] => module.contains("layers."),
-                    targets => targets.iter().any(|target| target == last),
-                };
-                if wanted {
-                    layout.adapter(id, module, first, rows, spec.rank, spec.alpha / root);
-                    found += 1;
+                if !spec.wants(module, part) {
+                    continue;
                 }
+                for (met, target) in met.iter_mut().zip(&spec.targets) {
+                    *met |= module.ends_with(target.as_str());
+                }
+                layout.adapter(id, module, first, rows, spec.rank, spec.scale());
+                found += 1;
             }
         }
-        if found == 0 || spec.rank == 0 {
-            return Err(ModelError::Config {
-                path: "config.json".into(),
-                problem: format!("no matrix is called {:?} in the chosen parts, or the rank is 0", spec.targets),
-                hint: "targets are last names of modules, for instance q_proj, v_proj, gate_proj; rank is at least 1"
-                    .into(),
-            });
+        if let Some(unmet) = met.iter().position(|met| !met) {
+            let target = &spec.targets[unmet];
+            return Err(wrong(format!("no matrix is called {target:?} in the chosen parts of the model")));
         }
-        let mut weights = layout.build();
-        weights.fill_fresh(seed);
-        let base = self.weights().infos();
-        assert!(base.iter().zip(weights.infos()).all(|(a, b)| a.offset == b.offset), "adapters come after the base");
-        let num_base = self.master().len();
-        weights.master_mut()[..num_base].copy_from_slice(self.master());
-        Ok(self.replace(family, weights))
+        if found == 0 {
+            return Err(wrong("the chosen parts of the model have no matrices in blocks".into()));
+        }
+        Ok(self.grow(family, spec.clone(), |master| {
+            let num_base = master.len();
+            let mut weights = layout.build_on(master);
+            debug_assert_eq!(weights.adapter_range().start, num_base);
+            weights.fill_adapters(seed);
+            weights
+        }))
+    }
+
+    /// Names of the modules that have adapters, in memory order.
+    pub fn adapted_modules(&self) -> Vec<&str> {
+        self.parameters().iter().filter_map(|info| info.name.strip_suffix(".lora_A.weight")).collect()
+    }
+
+    /// Adds the adapters into the matrices that they stand beside, and forgets them: a plain model again, with the
+    /// same function up to rounding.
+    pub fn merged(mut self) -> Result<Policy, ModelError> {
+        if self.adapters().is_none() {
+            return Ok(self);
+        }
+        self.weights_mut().merge_adapters();
+        let mut layout = Layout::default();
+        let family = Family::declare(&mut layout, Path::new("config.json"), self.config())?;
+        let num_base = self.weights().adapter_range().start;
+        Ok(self.shrink(family, |mut master| {
+            master.truncate(num_base);
+            layout.build_on(master)
+        }))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn targets_are_whole_names_or_their_ends() {
+        let spec = |targets: &[&str]| AdapterSpec {
+            rank: 1,
+            alpha: 1.0,
+            rank_stabilised: false,
+            dropout: 0.0,
+            targets: targets.iter().map(|target| target.to_string()).collect(),
+            parts: Trainable::ALL,
+        };
+        let module = "model.text_model.layers.0.self_attn.q_proj";
+        for target in ["q_proj", "self_attn.q_proj", module] {
+            assert!(spec(&[target]).wants(module, Part::Language), "{target}");
+        }
+        for target in ["proj", "layers", "k_proj", "text_model"] {
+            assert!(!spec(&[target]).wants(module, Part::Language), "{target}");
+        }
+        assert!(spec(&[]).wants(module, Part::Language) && spec(&[]).wants("visual.blocks.11.mlp.fc1", Part::Vision));
+        assert!(!spec(&[]).wants("visual.merger.mlp.0", Part::Vision));
+        assert!(spec(&[]).wants("model.connector.modality_projection.proj", Part::Connector));
     }
 }

@@ -19,6 +19,8 @@ pub mod error;
 /// Model families, one file each.
 pub mod families;
 mod linear;
+/// Adapters on disk.
+pub mod peft;
 /// A model that scores, learns and samples.
 pub mod policy;
 /// Reading and writing weights.
@@ -37,4 +39,4 @@ pub use error::ModelError;
 pub use policy::{ModelDescription, Policy, Precision};
 pub use safetensors_io::SaveType;
 pub use sampling::SamplingSpec;
-pub use weights::{Gradients, ParamInfo, Part, Trainable};
+pub use weights::{Dropout, Gradients, ParamInfo, Part, Trainable};

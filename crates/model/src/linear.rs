@@ -3,7 +3,9 @@
 
 use foveate_kernels::cpu::matmul::{self, Output};
 use foveate_kernels::cpu::{elementwise, sums};
-use foveate_kernels::element::bf16;
+use foveate_kernels::element::{Element, bf16};
+use foveate_kernels::rng::Stream;
+use rayon::prelude::*;
 
 use crate::arena::{Arena, Buffer, Kind};
 use crate::tape::{bf16_of, same_type, typed};
@@ -25,7 +27,14 @@ pub fn forward(
     for adapter in weights.adapters(id) {
         let num_rows = x.len() / weights.linear(id).k;
         let mut inner = arena.take(x.kind(), num_rows * adapter.rank);
-        product(weights, adapter.a, x, false, &mut inner);
+        match weights.dropout_of(adapter.a) {
+            None => product(weights, adapter.a, x, false, &mut inner),
+            Some((rate, stream)) => {
+                let thinned = thinned(x, rate, &stream, arena);
+                product(weights, adapter.a, &thinned, false, &mut inner);
+                arena.give(thinned);
+            }
+        }
         let mut outer = Buffer::F32(arena.take_f32(num_rows * adapter.n));
         product(weights, adapter.b, &inner, false, &mut outer);
         typed!(&mut *out, out => {
@@ -88,7 +97,18 @@ pub fn backward(
         });
         let d_inner = product_backward(weights, adapter.b, &inner, &d_outer, true, arena, gradients)
             .expect("the inner gradient was asked for");
-        let more = product_backward(weights, adapter.a, x, &d_inner, needs_x, arena, gradients);
+        let more = match weights.dropout_of(adapter.a) {
+            None => product_backward(weights, adapter.a, x, &d_inner, needs_x, arena, gradients),
+            Some((rate, stream)) => {
+                let thinned = thinned(x, rate, &stream, arena);
+                let mut more = product_backward(weights, adapter.a, &thinned, &d_inner, needs_x, arena, gradients);
+                if let Some(more) = &mut more {
+                    typed!(more, values => thin(values, rate, &stream));
+                }
+                arena.give(thinned);
+                more
+            }
+        };
         if let (Some(d_x), Some(more)) = (&mut d_x, &more) {
             same_type!((d_x, d_x), (more, more) => sums::add_elements(d_x, more));
         }
@@ -100,6 +120,34 @@ pub fn backward(
         arena.give(rounded);
     }
     d_x
+}
+
+/// A copy of `x` with some values left out.
+fn thinned(x: &Buffer, rate: f32, stream: &Stream, arena: &mut Arena) -> Buffer {
+    let mut out = arena.take(x.kind(), x.len());
+    same_type!((x, x), (&mut out, out) => {
+        out.copy_from_slice(x);
+        thin(out, rate, stream);
+    });
+    out
+}
+
+/// Inverted dropout: a value is left out with probability `rate`, the others grow so that the mean stays. Its own
+/// backward: the gradient passes through the same gaps with the same factor.
+fn thin<T: Element>(values: &mut [T], rate: f32, stream: &Stream) {
+    /// Values of one task; a multiple of four, since one draw decides for four.
+    const TASK: usize = 1 << 14;
+    let scale = 1.0 / (1.0 - rate);
+    // Compared as integers: a draw below the bound leaves its value out.
+    let bound = (f64::from(rate) * 4_294_967_296.0) as u64;
+    values.par_chunks_mut(TASK).enumerate().for_each(|(task, values)| {
+        for (place, four) in values.chunks_mut(4).enumerate() {
+            let words = stream.words((task * TASK / 4 + place) as u32);
+            for (value, word) in four.iter_mut().zip(words) {
+                *value = T::from_f32(if u64::from(word) < bound { 0.0 } else { value.to_f32() * scale });
+            }
+        }
+    });
 }
 
 fn product_backward(

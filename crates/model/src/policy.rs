@@ -9,6 +9,7 @@ use foveate_kernels::cpu::head::{self, HeadWeight};
 use foveate_kernels::isa;
 use serde_json::Value;
 
+use crate::adapters::AdapterSpec;
 use crate::arena::{Arena, Buffer, Kind};
 use crate::batch::{Derivatives, HeadOutput, TokenBatch};
 use crate::config::Keys;
@@ -106,6 +107,7 @@ pub struct Policy {
     operand: Kind,
     recompute: bool,
     config: Value,
+    adapters: Option<AdapterSpec>,
 }
 
 impl Policy {
@@ -147,12 +149,23 @@ impl Policy {
             operand: precision.operand(),
             recompute: false,
             config: json.clone(),
+            adapters: None,
         })
     }
 
-    /// The same settings around other tensors.
-    pub(crate) fn replace(self, family: Family, weights: Weights) -> Policy {
-        Policy { family, weights, ..self }
+    /// The same model with adapters; `make` extends the flat buffer.
+    pub(crate) fn grow(self, family: Family, spec: AdapterSpec, make: impl FnOnce(Vec<f32>) -> Weights) -> Policy {
+        Policy { family, weights: make(self.weights.into_master()), adapters: Some(spec), ..self }
+    }
+
+    /// The same model without adapters; `make` cuts the flat buffer.
+    pub(crate) fn shrink(self, family: Family, make: impl FnOnce(Vec<f32>) -> Weights) -> Policy {
+        Policy { family, weights: make(self.weights.into_master()), adapters: None, ..self }
+    }
+
+    /// What its adapters are, if it has any.
+    pub fn adapters(&self) -> Option<&AdapterSpec> {
+        self.adapters.as_ref()
     }
 
     /// Writes `model.safetensors` into `dir`.
@@ -202,7 +215,14 @@ impl Policy {
 
     /// Zeroed gradients.
     pub fn new_gradients(&self) -> Gradients {
-        Gradients { flat: vec![0.0; self.weights.master().len()] }
+        let infos = self.weights.infos();
+        let mut learns = (0..infos.len()).filter(|index| self.is_trainable(*index)).map(|index| &infos[index]);
+        let active = match (learns.next(), learns.next_back()) {
+            (Some(first), Some(last)) => first.offset..last.offset + last.len,
+            (Some(only), None) => only.offset..only.offset + only.len,
+            _ => 0..0,
+        };
+        Gradients { flat: vec![0.0; self.weights.master().len()], active }
     }
 
     /// The language part.
@@ -256,20 +276,6 @@ impl Policy {
             features_per_tile,
             cache_bytes_per_token: 2 * config.num_layers * config.num_kv_heads * config.head_dim * value_bytes,
         }
-    }
-
-    /// A frozen copy: the reference of a KL term.
-    pub fn copy_frozen(&self) -> Result<Policy, ModelError> {
-        let mut layout = Layout::default();
-        let family = Family::declare(&mut layout, Path::new("config.json"), &self.config)?;
-        Ok(Policy {
-            family,
-            weights: self.weights.frozen_copy(),
-            arena: Arena::default(),
-            operand: self.operand,
-            recompute: false,
-            config: self.config.clone(),
-        })
     }
 
     /// The `config.json` that the model was made from.

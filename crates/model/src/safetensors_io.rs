@@ -25,7 +25,7 @@ pub enum SaveType {
     F16,
 }
 
-fn damaged(path: &Path, problem: impl ToString) -> ModelError {
+pub(crate) fn damaged(path: &Path, problem: impl ToString) -> ModelError {
     ModelError::Weights { path: path.to_path_buf(), problem: problem.to_string() }
 }
 
@@ -113,7 +113,8 @@ pub fn load(weights: &mut Weights, dir: &Path) -> Result<(), ModelError> {
     Err(ModelError::Mismatch { path: dir.to_path_buf(), problems: problems.join("; ") })
 }
 
-fn widen(dtype: Dtype, bytes: &[u8], out: &mut [f32]) {
+/// Values of any stored type as f32.
+pub(crate) fn widen(dtype: Dtype, bytes: &[u8], out: &mut [f32]) {
     match dtype {
         Dtype::F32 => {
             for (value, bytes) in out.iter_mut().zip(bytes.chunks_exact(4)) {
@@ -133,10 +134,11 @@ fn widen(dtype: Dtype, bytes: &[u8], out: &mut [f32]) {
     }
 }
 
-struct Stored {
-    dtype: Dtype,
-    shape: Vec<usize>,
-    bytes: Vec<u8>,
+/// One tensor to be written.
+pub(crate) struct Stored {
+    pub dtype: Dtype,
+    pub shape: Vec<usize>,
+    pub bytes: Vec<u8>,
 }
 
 impl View for Stored {
@@ -171,6 +173,11 @@ pub fn save(weights: &Weights, path: &Path, dtype: SaveType) -> Result<(), Model
             (info.name.clone(), Stored { dtype, shape: info.shape.clone(), bytes })
         })
         .collect();
+    write_tensors(tensors, path)
+}
+
+/// Writes tensors with the mark that PyTorch's side looks for.
+pub(crate) fn write_tensors(tensors: Vec<(String, Stored)>, path: &Path) -> Result<(), ModelError> {
     let metadata = Some([("format".to_string(), "pt".to_string())].into());
     safetensors::serialize_to_file(tensors, metadata, path).map_err(|error| match error {
         safetensors::SafeTensorError::IoError(source) => ModelError::File { path: path.to_path_buf(), source },

@@ -2,6 +2,7 @@
 //! Knows names and shapes; knows no architecture.
 //! Cost: 4 bytes a parameter, and in bf16 mode 2 more for each packed copy (forward, backward).
 
+use std::ops::Range;
 use std::sync::OnceLock;
 
 use foveate_kernels::cpu::matmul::PackedMatrix;
@@ -99,6 +100,22 @@ pub struct Linear {
     pub params: Vec<ParamId>,
     /// Parameters of the bias.
     pub bias_params: Vec<ParamId>,
+    /// Whether it is another view of a table (a head tied to the embedding).
+    pub is_view: bool,
+}
+
+/// Which inputs of adapters are left out while a batch is learned: every draw is keyed, so the backward pass repeats
+/// the forward pass's, whatever is computed in between.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Dropout {
+    /// Share of the inputs that is left out; the others are scaled up by `1 / (1 - rate)`.
+    pub rate: f32,
+    /// Seed of the run.
+    pub seed: u64,
+    /// Optimiser step.
+    pub step: u32,
+    /// Forward pass within the step.
+    pub batch: u32,
 }
 
 /// A low-rank adapter beside some rows of a matrix: `y[:, column..column + n] += scale * (x·Aᵀ)·Bᵀ`.
@@ -125,12 +142,14 @@ pub struct Adapter {
 pub struct Gradients {
     /// One value a parameter; zero where nothing learns.
     pub flat: Vec<f32>,
+    /// From the first value that learns to behind the last: the rest is never touched and takes no memory.
+    pub active: Range<usize>,
 }
 
 impl Gradients {
     /// Back to zero, keeping the memory.
     pub fn clear(&mut self) {
-        self.flat.par_chunks_mut(1 << 16).for_each(|chunk| chunk.fill(0.0));
+        self.flat[self.active.clone()].par_chunks_mut(1 << 16).for_each(|chunk| chunk.fill(0.0));
     }
 }
 
@@ -207,7 +226,8 @@ impl Layout {
         } else {
             Vec::new()
         };
-        self.linears.push(Linear { offset, n, k, bias: bias.then_some(bias_offset), params, bias_params });
+        let bias = bias.then_some(bias_offset);
+        self.linears.push(Linear { offset, n, k, bias, params, bias_params, is_view: false });
         LinearId(self.linears.len() - 1)
     }
 
@@ -222,6 +242,7 @@ impl Layout {
             bias: None,
             params: vec![table],
             bias_params: Vec::new(),
+            is_view: true,
         });
         LinearId(self.linears.len() - 1)
     }
@@ -242,10 +263,14 @@ impl Layout {
             .collect()
     }
 
-    /// All matrices declared so far, and the part that each belongs to.
+    /// The matrices declared so far that may have adapters, and the part that each belongs to: no views of tables,
+    /// and no convolutions, whose adapters have other shapes on disk.
     pub fn matrices(&self) -> Vec<(LinearId, Part)> {
+        let plain =
+            |linear: &Linear| !linear.is_view && linear.params.iter().all(|param| self.infos[param.0].shape.len() == 2);
         let part = |linear: &Linear| self.infos[linear.params[0].0].part;
-        self.linears.iter().enumerate().map(|(index, linear)| (LinearId(index), part(linear))).collect()
+        let all = self.linears.iter().enumerate().filter(|(_, linear)| plain(linear));
+        all.map(|(index, linear)| (LinearId(index), part(linear))).collect()
     }
 
     /// Puts an adapter beside the weight `name` (without `.weight`) of a matrix; A starts random, B zero, so that
@@ -261,8 +286,15 @@ impl Layout {
     }
 
     /// Allocates the parameters, all zero.
-    pub fn build(mut self) -> Weights {
+    pub fn build(self) -> Weights {
+        self.build_on(Vec::new())
+    }
+
+    /// Allocates the parameters behind those of `master`, which keep their values.
+    pub fn build_on(mut self, mut master: Vec<f32>) -> Weights {
         self.align();
+        let base = if master.is_empty() { self.len } else { master.len() };
+        master.resize(self.len, 0.0);
         let packed = self.linears.iter().map(|_| Packed::default()).collect();
         let mut owners = vec![Vec::new(); self.infos.len()];
         for (index, linear) in self.linears.iter().enumerate() {
@@ -280,9 +312,11 @@ impl Layout {
             trainable: vec![true; self.infos.len()],
             infos: self.infos,
             linears: self.linears,
-            master: vec![0.0; self.len],
+            master,
             packed,
             owners,
+            base,
+            dropout: None,
         }
     }
 }
@@ -304,6 +338,8 @@ pub struct Weights {
     owners: Vec<Vec<usize>>,
     adapters: Vec<Vec<Adapter>>,
     adapters_on: bool,
+    base: usize,
+    dropout: Option<Dropout>,
 }
 
 impl Weights {
@@ -323,6 +359,44 @@ impl Weights {
             self.forget_packed(index);
         }
         &mut self.master
+    }
+
+    /// Part of the flat buffer, to be changed; only packed copies of matrices in it are made anew.
+    pub fn range_mut(&mut self, range: Range<usize>) -> &mut [f32] {
+        for index in 0..self.linears.len() {
+            let linear = &self.linears[index];
+            if linear.offset < range.end && range.start < linear.offset + linear.n * linear.k {
+                self.forget_packed(index);
+            }
+        }
+        &mut self.master[range]
+    }
+
+    /// Where in the flat buffer the adapters lie; empty if there are none.
+    pub fn adapter_range(&self) -> Range<usize> {
+        self.base..self.master.len()
+    }
+
+    /// Exchanges the adapters' values, for instance with those that they had when a stage began.
+    pub fn swap_adapters(&mut self, values: &mut [f32]) {
+        self.range_mut(self.adapter_range()).swap_with_slice(values);
+    }
+
+    /// Hands the flat buffer out and ends.
+    pub fn into_master(self) -> Vec<f32> {
+        self.master
+    }
+
+    /// Leaves out inputs of the adapters in all passes from now on, or in none.
+    pub fn set_dropout(&mut self, dropout: Option<Dropout>) {
+        self.dropout = dropout.filter(|dropout| dropout.rate > 0.0);
+    }
+
+    /// The draws that decide which inputs of adapter matrix `a` are left out, and the share, if any are.
+    pub fn dropout_of(&self, a: LinearId) -> Option<(f32, Stream)> {
+        let dropout = self.dropout?;
+        let stream = Stream::new(dropout.seed, Purpose::Dropout, dropout.step, dropout.batch, a.0 as u32);
+        Some((dropout.rate, stream))
     }
 
     /// One parameter.
@@ -437,10 +511,19 @@ impl Weights {
 
     /// Fills every parameter anew; the values depend on the seed and the parameter's place alone.
     pub fn fill_fresh(&mut self, seed: u64) {
+        self.fill_from(0, seed);
+    }
+
+    /// The same for the adapters alone: they say nothing then.
+    pub fn fill_adapters(&mut self, seed: u64) {
+        self.fill_from(self.base, seed);
+    }
+
+    fn fill_from(&mut self, first: usize, seed: u64) {
         for packed in &mut self.packed {
             *packed = Packed::default();
         }
-        for (index, info) in self.infos.iter().enumerate() {
+        for (index, info) in self.infos.iter().enumerate().filter(|(_, info)| info.offset >= first) {
             let values = &mut self.master[info.offset..info.offset + info.len];
             match info.fill {
                 Fill::Constant(value) => values.fill(value),
@@ -449,20 +532,6 @@ impl Weights {
                     values.par_iter_mut().enumerate().for_each(|(i, value)| *value = std * stream.normal(i as u32));
                 }
             }
-        }
-    }
-
-    /// A frozen copy: same numbers, nothing learns.
-    pub fn frozen_copy(&self) -> Weights {
-        Weights {
-            infos: self.infos.clone(),
-            linears: self.linears.clone(),
-            master: self.master.clone(),
-            trainable: vec![false; self.infos.len()],
-            packed: self.linears.iter().map(|_| Packed::default()).collect(),
-            owners: self.owners.clone(),
-            adapters: self.adapters.clone(),
-            adapters_on: self.adapters_on,
         }
     }
 }

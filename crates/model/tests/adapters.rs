@@ -4,7 +4,7 @@
 mod support;
 
 use foveate_kernels::rng::{Purpose, Stream};
-use foveate_model::{AdapterSpec, Derivatives, HeadOutput, Policy, Precision, Trainable};
+use foveate_model::{AdapterSpec, Derivatives, Dropout, HeadOutput, Policy, Precision, Trainable, peft};
 use support::{Parity, fixtures, gap, pack};
 
 fn base(precision: Precision) -> Policy {
@@ -16,6 +16,7 @@ fn spec(targets: &[&str]) -> AdapterSpec {
         rank: 4,
         alpha: 8.0,
         rank_stabilised: false,
+        dropout: 0.0,
         targets: targets.iter().map(|name| name.to_string()).collect(),
         parts: Trainable::ALL,
     }
@@ -109,4 +110,90 @@ fn adapter_gradients_follow_differences() {
 fn names_that_nothing_has_are_refused() {
     let error = base(Precision::F32).with_adapters(&spec(&["query"]), 0).err().unwrap();
     assert!(error.hint().contains("q_proj"), "{error}");
+    // The head is not part of the tape, and a table is not a product.
+    for target in ["lm_head", "embed_tokens", "patch_embedding"] {
+        assert!(base(Precision::F32).with_adapters(&spec(&["q_proj", target]), 0).is_err(), "{target}");
+    }
+}
+
+#[test]
+fn saved_adapters_come_back_bit_for_bit() {
+    let folder = tempfile::tempdir().unwrap();
+    let spec = AdapterSpec { rank_stabilised: true, dropout: 0.1, ..spec(&["text_model.layers.1.mlp.up_proj", "fc2"]) };
+    let mut policy = base(Precision::F32).with_adapters(&spec, 3).unwrap();
+    stir(&mut policy);
+    policy.save_adapter(folder.path(), "some/base").unwrap();
+    let file = peft::read_config(folder.path()).unwrap().unwrap();
+    assert_eq!(file.base.as_deref(), Some("some/base"));
+    assert_eq!(file.spec, AdapterSpec { targets: Vec::new(), ..spec });
+    let back = base(Precision::F32).with_adapter_from(folder.path()).unwrap();
+    assert_eq!(back.adapted_modules(), policy.adapted_modules());
+    assert_eq!(back.master(), policy.master());
+    assert_eq!(back.adapters().unwrap().scale(), 8.0 / 2.0);
+
+    // A merged model is a plain one again.
+    let merged = back.merged().unwrap();
+    assert!(merged.adapters().is_none());
+    assert_eq!(merged.master().len(), base(Precision::F32).master().len());
+    assert_ne!(merged.master(), base(Precision::F32).master());
+}
+
+#[test]
+fn foreign_kinds_of_adapters_are_refused_by_name() {
+    let folder = tempfile::tempdir().unwrap();
+    let problem = |text: &str| {
+        std::fs::write(folder.path().join(peft::CONFIG_FILE), text).unwrap();
+        base(Precision::F32).with_adapter_from(folder.path()).err().unwrap().to_string()
+    };
+    assert!(problem(r#"{"peft_type": "IA3"}"#).contains("IA3"));
+    assert!(problem(r#"{"peft_type": "LORA", "r": 4, "lora_alpha": 8, "use_dora": true}"#).contains("use_dora"));
+    assert!(problem(r#"{"peft_type": "LORA", "r": 4, "lora_alpha": 8, "bias": "all"}"#).contains("bias"));
+    assert!(problem(r#"{"peft_type": "LORA", "r": -1, "lora_alpha": 8}"#).contains("r is -1"));
+    let fine = r#"{"peft_type": "LORA", "r": 4, "lora_alpha": 8, "rank_pattern": {}}"#;
+    std::fs::write(folder.path().join("adapter_model.bin"), b"pickle").unwrap();
+    assert!(problem(fine).contains("pickle"));
+    std::fs::write(folder.path().join(peft::WEIGHTS_FILE), [255; 64]).unwrap();
+    assert!(problem(fine).contains("adapter_model.safetensors"));
+}
+
+#[test]
+fn dropout_leaves_inputs_out_while_learning_and_its_gradient_follows_differences() {
+    let parity = Parity::open("smolvlm");
+    let prompt = parity.prompt("one_image");
+    let batch = pack(&[(&prompt, vec![vec![5, 9, 70, 3]])], true);
+    let mut policy = base(Precision::F32).with_adapters(&spec(&["q_proj", "down_proj", "fc1"]), 3).unwrap();
+    policy.set_trainable(Trainable::ALL);
+    stir(&mut policy);
+    let whole = policy.score(&batch).unwrap();
+    let draw = |rate: f32, batch: u32| Some(Dropout { rate, seed: 1, step: 2, batch });
+    policy.weights_mut().set_dropout(draw(0.3, 0));
+    let thinned = policy.score(&batch).unwrap();
+    assert!(gap(&whole.logprob, &thinned.logprob) > 1e-4);
+    assert_eq!(policy.score(&batch).unwrap(), thinned, "a draw can be repeated");
+    policy.weights_mut().set_dropout(draw(0.3, 1));
+    assert_ne!(policy.score(&batch).unwrap(), thinned, "another batch leaves others out");
+
+    policy.weights_mut().set_dropout(draw(0.3, 0));
+    for recompute in [false, true] {
+        policy.set_recompute(recompute);
+        let mut gradients = policy.new_gradients();
+        policy.accumulate_gradients(&batch, &mut gradients, &mut weigh).unwrap();
+        let range = policy.weights().adapter_range();
+        let direction = gradients.flat[range.clone()].to_vec();
+        let square: f64 = direction.iter().map(|g| f64::from(*g).powi(2)).sum();
+        let step = 2e-3 / square.sqrt();
+        let mut loss = |sign: f64| -> f64 {
+            let mut moved: Vec<f32> = policy.master()[range.clone()].to_vec();
+            moved.iter_mut().zip(&direction).for_each(|(w, g)| *w += (sign * step * f64::from(*g)) as f32);
+            policy.weights_mut().swap_adapters(&mut moved);
+            let output = policy.score(&batch).unwrap();
+            policy.weights_mut().swap_adapters(&mut moved);
+            let weights = weigh(&output).by_logprob;
+            output.logprob.iter().zip(weights).map(|(l, w)| f64::from(*l) * f64::from(w)).sum()
+        };
+        let slope = (loss(1.0) - loss(-1.0)) / (2.0 * step);
+        assert!((slope - square).abs() < 0.05 * square, "{slope} against {square}");
+    }
+    policy.weights_mut().set_dropout(draw(0.0, 0));
+    assert_eq!(policy.score(&batch).unwrap(), whole, "a rate of 0 is no dropout");
 }

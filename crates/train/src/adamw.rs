@@ -51,7 +51,7 @@ impl AdamW {
                 Part::Language => spec.lr_of.language,
             };
             adamw_step(
-                &mut policy.master_mut()[range.clone()],
+                policy.weights_mut().range_mut(range.clone()),
                 &gradients.flat[range.clone()],
                 &mut self.m[range.clone()],
                 &mut self.v[range],

@@ -16,6 +16,7 @@ use crate::recipe::parse::RecipeError;
 use crate::report::page::PageError;
 use crate::reward::RewardError;
 use crate::rollout::RowError;
+use crate::source::SourceError;
 use crate::update::UpdateError;
 
 /// Why a run stopped.
@@ -36,6 +37,9 @@ pub enum TrainError {
     /// The model cannot be used.
     #[error(transparent)]
     Model(#[from] ModelError),
+    /// The model cannot be found.
+    #[error(transparent)]
+    Source(#[from] SourceError),
     /// A new model cannot be set up.
     #[error(transparent)]
     Fresh(#[from] FreshError),
@@ -74,6 +78,9 @@ pub enum TrainError {
         /// The first line that differs.
         difference: String,
     },
+    /// The adapters of the checkpoint belong to other weights than those that were loaded.
+    #[error("the checkpoint's adapters were learned beside other weights than {} holds now", .0.display())]
+    OtherBase(PathBuf),
     /// The checkpoint was computed on another kind of machine.
     #[error("the checkpoint was computed with {was}, this machine computes with {is}")]
     OtherMachine {
@@ -103,6 +110,7 @@ impl TrainError {
             TrainError::Row(error) => Some(error.source.hint().to_string()),
             TrainError::Prompt(error) => Some(error.hint().to_string()),
             TrainError::Model(error) => Some(error.hint()),
+            TrainError::Source(error) => error.hint(),
             TrainError::Fresh(error) => error.hint(),
             TrainError::Reward(error) => Some(error.hint().to_string()),
             TrainError::Update(error) => Some(error.hint().to_string()),
@@ -118,6 +126,9 @@ impl TrainError {
             TrainError::RecipeChanged { .. } => Some(
                 "resume with the recipe and --set values it was started with, or start anew with --out".to_string(),
             ),
+            TrainError::OtherBase(_) => {
+                Some("put the model's folder back as it was, or start anew with --out".to_string())
+            }
             TrainError::OtherMachine { was, .. } => Some(format!(
                 "bits differ between instruction sets; resume on such a machine, or set FOVEATE_ISA and \
                  FOVEATE_MATMUL to {was}"

@@ -1,11 +1,12 @@
 //! One optimiser step: forward and backward over micro-batches, guard, clip, new weights. Both loops end here.
 //! Knows batches, rules and the optimiser; knows no text. Cost: about three forward passes.
 
-use foveate_model::{Derivatives, Gradients, TokenBatch};
+use foveate_model::{Derivatives, Dropout, Gradients, TokenBatch};
 
 use crate::checkpoint::durable::write_with;
 use crate::error::TrainError;
 use crate::optim::clip_factor;
+use crate::run::Run;
 use crate::session::Session;
 use crate::update::{Rule, RuleStats, derivatives};
 
@@ -34,18 +35,23 @@ pub fn learn(
     gradients.clear();
     let mut stats = RuleStats::default();
     let mut failed = None;
+    let step = (session.step * u64::from(session.current().updates) + index) as u32;
     for (place, batch) in batches.iter().enumerate() {
-        session.policy.accumulate_gradients(batch, gradients, &mut |head| match derivatives(rule, batch, head) {
-            Ok((derivatives, sums)) => {
-                stats.merge(&sums);
-                derivatives
-            }
-            Err(error) => {
-                failed.get_or_insert(error);
-                let zeros = vec![0.0; batch.num_trained()];
-                Derivatives { by_logprob: zeros.clone(), by_entropy: zeros }
-            }
-        })?;
+        session.policy.weights_mut().set_dropout(dropout(session.run, step, place));
+        let outcome =
+            session.policy.accumulate_gradients(batch, gradients, &mut |head| match derivatives(rule, batch, head) {
+                Ok((derivatives, sums)) => {
+                    stats.merge(&sums);
+                    derivatives
+                }
+                Err(error) => {
+                    failed.get_or_insert(error);
+                    let zeros = vec![0.0; batch.num_trained()];
+                    Derivatives { by_logprob: zeros.clone(), by_entropy: zeros }
+                }
+            });
+        session.policy.weights_mut().set_dropout(None);
+        outcome?;
         if let Some(error) = failed.take() {
             return Err(error.into());
         }
@@ -65,6 +71,12 @@ pub fn learn(
     session.optim.step(&mut session.policy, gradients, &stage.optim, lr, factor);
     let num_tokens = batches.iter().map(TokenBatch::num_tokens).sum();
     Ok(Learned { stats, gradient_norm, lr, num_tokens })
+}
+
+/// The draws that leave inputs of adapters out in one forward and backward pass.
+fn dropout(run: &Run, step: u32, place: usize) -> Option<Dropout> {
+    let rate = run.lora.as_ref()?.dropout;
+    Some(Dropout { rate, seed: run.seed, step, batch: place as u32 })
 }
 
 /// Writes the offending batches down and gives the error that ends the run.

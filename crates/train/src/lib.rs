@@ -33,6 +33,15 @@ pub mod checkpoint;
 // Models that travel inside the program.
 pub mod builtin;
 
+// The name of a model to the folder that holds it.
+pub mod source;
+
+// Low-rank adapters as a recipe asks for them.
+pub mod lora;
+
+// The frozen model of a KL term.
+pub mod frozen;
+
 // New models from architecture numbers.
 pub mod fresh;
 
@@ -56,6 +65,15 @@ pub mod error;
 
 // What was typed, resolved.
 pub mod run;
+
+// The models of a run.
+pub mod opening;
+
+// What of a model a run writes down and reads back.
+pub mod kept;
+
+// Adapters into models, and models into one.
+pub mod merge;
 
 // One run in progress.
 pub mod session;

@@ -5,11 +5,12 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Instant;
 
-use foveate_model::{Gradients, Policy, TokenBatch};
+use foveate_model::{Gradients, TokenBatch};
 
 use crate::data::{self, Order, Questions};
 use crate::error::TrainError;
 use crate::eval::finish_name;
+use crate::frozen::Frozen;
 use crate::learn::{Learned, learn};
 use crate::report::records::{AnswerRecord, SampleRecord};
 use crate::reward::{Completion, Group as RewardGroup, Rewards, Scored};
@@ -28,7 +29,7 @@ struct Parts {
     rewards: Rewards,
     selector: Selector,
     rule: Rule,
-    reference: Option<Policy>,
+    reference: Option<Frozen>,
     gradients: Gradients,
     banned: Arc<[u32]>,
 }
@@ -140,7 +141,7 @@ fn score(rewards: &Rewards, groups: &[Group], step: u64) -> Result<Vec<Vec<Score
 /// Rewards as the selector sees them: a KL term of the reward subtracted, cut answers left out if the rule says so.
 fn group_rewards(
     parts: &mut Parts,
-    session: &Session,
+    session: &mut Session,
     groups: &[Group],
     scored: &[Vec<Scored>],
 ) -> Result<Vec<GroupRewards>, TrainError> {
@@ -172,7 +173,7 @@ fn group_rewards(
 }
 
 /// Log-probabilities of all sampled answers under the reference, answer by answer.
-fn reference_logprobs(parts: &mut Parts, session: &Session, groups: &[Group]) -> Result<Vec<Vec<f32>>, TrainError> {
+fn reference_logprobs(parts: &mut Parts, session: &mut Session, groups: &[Group]) -> Result<Vec<Vec<f32>>, TrainError> {
     let stage = session.current();
     let inv_temperature = 1.0 / stage.sampling.temperature;
     let packed: Vec<PackGroup> = groups
@@ -192,7 +193,7 @@ fn reference_logprobs(parts: &mut Parts, session: &Session, groups: &[Group]) ->
     let mut answers = Vec::new();
     for batch in pack::pack(&packed, &counts, &options)? {
         let reference = parts.reference.as_mut().expect("a KL term comes with a reference");
-        let logprob = reference.score(&batch)?.logprob;
+        let logprob = reference.logprob(&mut session.policy, &batch)?;
         answers
             .extend(batch.sequences.iter().map(|bounds| logprob[bounds.start as usize..bounds.end as usize].to_vec()));
     }
@@ -298,7 +299,7 @@ fn update(session: &mut Session, parts: &mut Parts, packed: &[PackGroup]) -> Res
             && parts.rule.has_kl_loss()
         {
             for batch in &mut batches {
-                batch.ref_logprob = reference.score(batch)?.logprob;
+                batch.ref_logprob = reference.logprob(&mut session.policy, batch)?;
             }
         }
         let learned = learn(session, &batches, &parts.rule, index as u64, &mut parts.gradients)?;

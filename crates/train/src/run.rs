@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use foveate_model::{Precision, Trainable};
+use foveate_model::{Precision, Trainable, peft};
 use serde::Serialize;
 
 use crate::ask::{AskConfig, TargetConfig};
@@ -15,12 +15,14 @@ use crate::checkpoint::crc32c::crc32c;
 use crate::data::{self, Sources};
 use crate::error::TrainError;
 use crate::eval::EvalConfig;
+use crate::lora::LoraConfig;
 use crate::optim::OptimSpec;
 use crate::recipe::parse::RecipeError;
 use crate::recipe::{ModelRef, RawRecipe, RawStage, Reference};
 use crate::report::ReportConfig;
 use crate::reward::{RewardSpec, Rewards, Unknown};
 use crate::rollout::SamplingConfig;
+use crate::source::{self, ModelSource};
 use crate::update::mismatch::MismatchMode;
 use crate::update::selector::SelectorKind;
 use crate::update::{AdvantageSpec, RuleKind, RuleSpec, SelectorSpec};
@@ -38,6 +40,9 @@ pub struct Run {
     pub device: String,
     /// Number type of matrix operands.
     pub precision: Precision,
+    /// Adapters that learn in the place of the weights.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub lora: Option<LoraConfig>,
     /// Test suites.
     pub data: TestData,
     /// Evaluation before and after.
@@ -143,7 +148,19 @@ pub fn resolve(file: &Path, raw: RawRecipe) -> Result<Run, TrainError> {
     }
     match &raw.model {
         ModelRef::New { new } => new.check()?,
-        ModelRef::Named(name) => check_model(&base, name).map_err(|(message, hint)| wrong(message, &hint))?,
+        ModelRef::Named(name) => {
+            let source = source::find(&base, name)
+                .map_err(|error| RecipeError::new(file, format!("model = \"{name}\": {error}"), error.hint()))?;
+            check_adapter(&source, raw.lora.as_ref()).map_err(|(message, hint)| wrong(message, hint))?;
+        }
+    }
+    if let Some(lora) = &raw.lora {
+        if let Some(problem) = lora.problem() {
+            return Err(wrong(problem, "rank 16 and alpha 32 are a good start").into());
+        }
+        if matches!(raw.model, ModelRef::New { .. }) {
+            return Err(wrong("a new model has nothing that adapters could keep".into(), "leave [lora] out").into());
+        }
     }
     if raw.stage.is_empty() {
         return Err(wrong("there is no [[stage]]".into(), "add at least one, see recipes/quickstart.toml").into());
@@ -181,6 +198,7 @@ pub fn resolve(file: &Path, raw: RawRecipe) -> Result<Run, TrainError> {
         model: raw.model,
         device,
         precision: raw.precision.unwrap_or_default(),
+        lora: raw.lora,
         data: TestData { test: raw.data.test },
         eval,
         checkpoint,
@@ -277,17 +295,29 @@ fn resolve_stage(
     let start = match stage.start.as_deref() {
         None | Some("previous") => Start::Previous,
         Some("base") => Start::Base,
-        Some(folder) if base.join(folder).join("config.json").is_file() => Start::Folder(PathBuf::from(folder)),
-        Some(other) => {
-            return Err(wrong(
-                format!("start = \"{other}\" is neither previous, base nor a model folder"),
-                "a model folder holds config.json and model.safetensors",
-            ));
+        Some(folder) => {
+            let found = source::find(base, folder).map_err(|error| {
+                let hint = error.hint().unwrap_or_default();
+                wrong(format!("start = \"{folder}\" is neither previous, base nor a model: {error}"), &hint)
+            })?;
+            if raw.lora.is_some() && found.adapter.is_none() {
+                return Err(wrong(
+                    format!("start = \"{folder}\" is a whole model, and this run learns adapters"),
+                    "with [lora] a stage starts from previous, base or the folder of an adapter",
+                ));
+            }
+            Start::Folder(PathBuf::from(folder))
         }
     };
     let train = shared!(train).unwrap_or(Trainable::ALL);
     if train == Trainable::NONE {
         return Err(wrong("nothing is trained".into(), "set one of train.vision, train.connector, train.language"));
+    }
+    if let Some(lora) = &raw.lora
+        && ![(lora.vision, train.vision), (lora.connector, train.connector), (lora.language, train.language)]
+            .contains(&(true, true))
+    {
+        return Err(wrong("none of the parts that have adapters is trained".into(), "compare [lora] with train"));
     }
     let selector: SelectorSpec = shared!(selector).unwrap_or_default();
     if selector.kind == SelectorKind::Replay {
@@ -337,20 +367,18 @@ fn check_name(name: &str) -> Result<(), String> {
     }
 }
 
-fn check_model(base: &Path, name: &str) -> Result<(), (String, String)> {
-    let folder = base.join(name);
-    if crate::builtin::find(name).is_some() || folder.join("config.json").is_file() {
-        return Ok(());
-    }
-    let known = crate::builtin::names().join(", ");
-    Err(if folder.is_dir() {
-        (
-            format!("model = \"{name}\": the folder has no config.json"),
-            "a model folder is in Hugging Face layout".into(),
-        )
-    } else {
-        (format!("model = \"{name}\" is neither built in nor a folder"), format!("built in: {known}; or give a folder"))
-    })
+/// Refuses `[lora]` settings that differ from those of an adapter that goes on learning.
+fn check_adapter(source: &ModelSource, lora: Option<&LoraConfig>) -> Result<(), (String, &'static str)> {
+    let (Some(adapter), Some(lora)) = (&source.adapter, lora) else { return Ok(()) };
+    let wrong = |message: String| (message, "leave [lora] out to merge the adapter and train all weights");
+    let found = peft::read_config(adapter).map_err(|error| wrong(error.to_string()))?;
+    let found = found.expect("a source names an adapter only if it has settings").spec;
+    let told = |rank: usize, alpha: f32, stabilised: bool| {
+        format!("rank {rank}, alpha {alpha}, {}stabilised", if stabilised { "" } else { "not " })
+    };
+    let (was, is) =
+        (told(found.rank, found.alpha, found.rank_stabilised), told(lora.rank, lora.alpha, lora.rank_stabilised));
+    if was == is { Ok(()) } else { Err(wrong(format!("the adapter has {was}; [lora] says {is}"))) }
 }
 
 impl Stage {

@@ -7,24 +7,26 @@ use std::path::{Path, PathBuf};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use foveate_kernels::{interrupt, isa};
-use foveate_model::{ModelDescription, Policy, SaveType};
+use foveate_model::{ModelDescription, Policy, SaveType, Trainable};
 use serde::{Deserialize, Serialize};
 
 use crate::adamw::AdamW;
-use crate::builtin;
 use crate::checkpoint::durable::{create_folder, read_file, write_file, write_with};
-use crate::checkpoint::tensor_file::{self, Named};
-use crate::checkpoint::{self, CheckpointError, Checkpoints, Found, State, WeightType, hugging_face};
-use crate::data::{self, Dataset};
+use crate::checkpoint::tensor_file;
+use crate::checkpoint::{self, CheckpointError, Checkpoints, Found, State, WeightType};
+use crate::data;
 use crate::error::TrainError;
 use crate::eval::records::{Evaluation, Scores};
 use crate::eval::score_suite;
-use crate::fresh;
+use crate::frozen::Frozen;
+use crate::kept::{base_mark, kept_tensors, restore, trained_tensors, write_mark, write_model};
+use crate::opening::{base_policy, model_home, open_folder};
 use crate::prompt::Prompter;
-use crate::recipe::{ModelRef, Reference};
+use crate::recipe::Reference;
 use crate::report::records::StepRecord;
 use crate::report::{Logs, page};
 use crate::run::{Run, Stage, Start};
+use crate::source::ModelSource;
 use crate::update::entropy::EntropyState;
 use crate::update::statistics::RunningAccuracy;
 use crate::update::{Rule, RuleStats};
@@ -132,7 +134,8 @@ pub struct Session<'a> {
     pub step: u64,
     /// Told what happens.
     pub watch: &'a mut dyn FnMut(Event),
-    home: PathBuf,
+    home: ModelSource,
+    underneath: Option<u32>,
     logs: Logs,
     scores: Scores,
     checkpoints: Checkpoints,
@@ -140,8 +143,6 @@ pub struct Session<'a> {
     step_began: Instant,
 }
 
-/// Folder of a new model's text files inside a run's folder.
-const NEW_MODEL: &str = "new-model";
 /// Folder of the weights at the start of a stage, where a KL term needs them again after a resume.
 const STAGE_START: &str = "stage-start";
 
@@ -163,14 +164,15 @@ impl<'a> Session<'a> {
             }
         };
         let home = model_home(run, folder)?;
-        let prompter = Prompter::load(&home)?;
+        let prompter = Prompter::load(&home.folder)?;
         let mut policy = base_policy(run, &home)?;
+        let underneath = base_mark(&policy);
         let stage = found.as_ref().map_or(0, |found| found.state.stage);
         policy.set_trainable(run.stage[stage.min(run.stage.len() - 1)].train);
         let mut optim = AdamW::new(&policy);
         let state = found.as_ref().map(|found| &found.state);
         if let Some(found) = &found {
-            restore(found, &mut policy, &mut optim)?;
+            restore(found, &mut policy, &mut optim, &home, underneath)?;
         }
         let no_logs = BTreeMap::new();
         let logs = Logs::open(folder, state.map_or(&no_logs, |state| &state.logs))?;
@@ -196,6 +198,7 @@ impl<'a> Session<'a> {
             step: state.map_or(0, |state| state.step),
             watch,
             home,
+            underneath,
             logs,
             scores,
             checkpoints,
@@ -207,6 +210,12 @@ impl<'a> Session<'a> {
             operand: session.policy.operand_name(),
             step: session.step,
         });
+        if session.policy.adapters().is_some() {
+            let range = session.policy.weights().adapter_range();
+            let millions = range.len() as f64 / 1e6;
+            let count = session.policy.adapted_modules().len();
+            (session.watch)(Event::Remark(format!("adapters on {count} matrices, {millions:.2} M parameters learn")));
+        }
         Ok(session)
     }
 
@@ -222,13 +231,20 @@ impl<'a> Session<'a> {
         if self.stage_step == 0 {
             match &stage.start {
                 Start::Previous => {}
+                Start::Base if self.run.lora.is_some() => match &self.home.adapter {
+                    None => self.policy.weights_mut().fill_adapters(self.run.seed),
+                    Some(adapter) => self.policy.load_adapter(adapter)?,
+                },
                 Start::Base => {
                     let base = base_policy(self.run, &self.home)?;
                     self.policy.master_mut().copy_from_slice(base.master());
                 }
+                Start::Folder(folder) if self.run.lora.is_some() => {
+                    self.policy.load_adapter(&self.run.base.join(folder))?;
+                }
                 Start::Folder(folder) => {
+                    let other = open_folder(self.run, folder)?;
                     let folder = self.run.base.join(folder);
-                    let other = Policy::load(&folder, self.run.precision)?;
                     if other.master().len() != self.policy.master().len() {
                         return Err(CheckpointError::Damaged {
                             path: folder,
@@ -245,7 +261,7 @@ impl<'a> Session<'a> {
             if stage.needs_reference() && stage.reference == Reference::StageStart && self.stage > 0 {
                 let place = self.folder.join(STAGE_START).join(&stage.name);
                 create_folder(&place)?;
-                let parameters = parameter_tensors(&self.policy, self.policy.master(), "");
+                let parameters = kept_tensors(&self.policy, self.policy.master(), "");
                 write_with(&place.join("weights.safetensors"), |writer| tensor_file::write(writer, &parameters))?;
             }
         }
@@ -254,19 +270,20 @@ impl<'a> Session<'a> {
     }
 
     /// The frozen model of the stage's KL term, if it has one.
-    pub fn reference(&self) -> Result<Option<Policy>, TrainError> {
+    pub fn reference(&mut self) -> Result<Option<Frozen>, TrainError> {
         let stage = self.current();
         if !stage.needs_reference() {
             return Ok(None);
         }
+        if self.run.lora.is_some() {
+            return self.adapter_reference().map(Some);
+        }
         let mut reference = base_policy(self.run, &self.home)?;
         if stage.reference == Reference::StageStart {
             match &stage.start {
-                Start::Folder(folder) => {
-                    reference = Policy::load(&self.run.base.join(folder), self.run.precision)?;
-                }
+                Start::Folder(folder) => reference = open_folder(self.run, folder)?,
                 Start::Previous if self.stage > 0 => {
-                    let path = self.folder.join(STAGE_START).join(&stage.name).join("weights.safetensors");
+                    let path = self.stage_start();
                     let tensors = tensor_file::read(&path)?;
                     let infos: Vec<_> = reference.parameters().to_vec();
                     for info in infos {
@@ -277,7 +294,39 @@ impl<'a> Session<'a> {
                 Start::Previous | Start::Base => {}
             }
         }
-        Ok(Some(reference.copy_frozen()?))
+        reference.set_trainable(Trainable::NONE);
+        Ok(Some(Frozen::Model(Box::new(reference))))
+    }
+
+    /// The same where adapters learn: their values as they were, beside the weights that are there anyway.
+    fn adapter_reference(&mut self) -> Result<Frozen, TrainError> {
+        let stage = self.current();
+        let adapter = match (&stage.start, stage.reference) {
+            (Start::Folder(folder), Reference::StageStart) => Some(self.run.base.join(folder)),
+            (Start::Previous, Reference::StageStart) if self.stage > 0 => {
+                let path = self.stage_start();
+                let tensors = tensor_file::read(&path)?;
+                let range = self.policy.weights().adapter_range();
+                let mut values = self.policy.master()[range.clone()].to_vec();
+                for info in self.policy.parameters().iter().filter(|info| info.offset >= range.start) {
+                    let first = info.offset - range.start;
+                    tensor_file::restore(&tensors, &info.name, &mut values[first..first + info.len], &path)?;
+                }
+                return Ok(Frozen::Adapters(values));
+            }
+            _ => self.home.adapter.clone(),
+        };
+        // Fresh adapters say nothing, so switching them off is the same and costs less.
+        let Some(adapter) = adapter else { return Ok(Frozen::Underneath) };
+        let mut values = self.policy.master()[self.policy.weights().adapter_range()].to_vec();
+        self.policy.load_adapter(&adapter)?;
+        self.policy.weights_mut().swap_adapters(&mut values);
+        Ok(Frozen::Adapters(values))
+    }
+
+    /// Where the weights at the start of the running stage are kept.
+    fn stage_start(&self) -> PathBuf {
+        self.folder.join(STAGE_START).join(&self.current().name).join("weights.safetensors")
     }
 
     /// Starts the clock of a step.
@@ -351,7 +400,8 @@ impl<'a> Session<'a> {
         };
         let path = self.checkpoints.save(state, |folder| {
             write_model(&self.policy, &self.home, folder, dtype)?;
-            let mut tensors = parameter_tensors(&self.policy, self.policy.master(), "master/");
+            write_mark(folder, self.underneath)?;
+            let mut tensors = kept_tensors(&self.policy, self.policy.master(), "master/");
             tensors.extend(trained_tensors(&self.policy, &self.optim.m, "m/"));
             tensors.extend(trained_tensors(&self.policy, &self.optim.v, "v/"));
             let path = folder.join("optimizer.safetensors");
@@ -459,99 +509,6 @@ fn first_difference(was: &str, is: &str) -> String {
 /// The names of the instruction paths that decide bits.
 fn instruction_set() -> String {
     format!("{}/{}", isa::vector_isa().name(), isa::matmul_path().name())
-}
-
-/// The folder with the text files of the run's model; those of a new model are made on first use.
-fn model_home(run: &Run, folder: &Path) -> Result<PathBuf, TrainError> {
-    match &run.model {
-        ModelRef::Named(name) => Ok(builtin::unpack(name)?.unwrap_or_else(|| run.base.join(name))),
-        ModelRef::New { new } => {
-            let home = folder.join(NEW_MODEL);
-            // Written last, so its presence means that the folder is complete.
-            if !home.join("complete").is_file() {
-                let first = data::open(&run.stage[0].data, &run.base, run.seed)?;
-                fresh::write(&home, new, texts(&first, &run.stage[0]).into_iter())?;
-                write_file(&home.join("complete"), b"")?;
-            }
-            Ok(home)
-        }
-    }
-}
-
-/// Places of the data whose text a new tokenizer learns from.
-const TOKENIZER_ROWS: usize = 4_000;
-
-/// What a new tokenizer learns from: questions and targets, spaced as they will stand in a conversation. Rows are
-/// taken at even distances, so that every source takes part.
-fn texts(rows: &Dataset, stage: &Stage) -> Vec<String> {
-    let count = rows.len().min(TOKENIZER_ROWS);
-    let mut texts = Vec::with_capacity(2 * count);
-    for place in 0..count {
-        for row in rows.rows_at(place * rows.len() / count) {
-            texts.push(format!("User:{}{}", foveate_tasks::derive::question_text(&row), stage.prompt.suffix));
-            texts.push(format!("Assistant: {}", stage.target.text(&row)));
-        }
-    }
-    texts
-}
-
-/// The model that the run starts from.
-fn base_policy(run: &Run, home: &Path) -> Result<Policy, TrainError> {
-    match &run.model {
-        ModelRef::Named(_) => Ok(Policy::load(home, run.precision)?),
-        ModelRef::New { .. } => {
-            let path = home.join("config.json");
-            let config = serde_json::from_slice(&read_file(&path)?)
-                .map_err(|error| CheckpointError::Damaged { path, reason: error.to_string() })?;
-            Ok(Policy::fresh(&config, run.seed, run.precision)?)
-        }
-    }
-}
-
-/// Writes a complete Hugging Face folder.
-fn write_model(policy: &Policy, home: &Path, folder: &Path, dtype: SaveType) -> Result<(), CheckpointError> {
-    policy.save_weights(folder, dtype).map_err(|error| CheckpointError::Weights(error.to_string()))?;
-    let word = match dtype {
-        SaveType::F32 => "float32",
-        SaveType::Bf16 => "bfloat16",
-        SaveType::F16 => "float16",
-    };
-    hugging_face::copy_side_files(home, folder, word)
-}
-
-/// All parameters of a flat buffer, by name.
-fn parameter_tensors<'t>(policy: &Policy, flat: &'t [f32], prefix: &str) -> Vec<Named<'t>> {
-    let named = |info: &foveate_model::ParamInfo| Named {
-        name: format!("{prefix}{}", info.name),
-        shape: info.shape.clone(),
-        values: &flat[info.offset..info.offset + info.len],
-    };
-    policy.parameters().iter().map(named).collect()
-}
-
-/// The same without parameters that do not learn.
-fn trained_tensors<'t>(policy: &Policy, flat: &'t [f32], prefix: &str) -> Vec<Named<'t>> {
-    let all = parameter_tensors(policy, flat, prefix);
-    all.into_iter().enumerate().filter(|(index, _)| policy.is_trainable(*index)).map(|(_, named)| named).collect()
-}
-
-/// Puts master weights, moments and counts of a checkpoint back.
-fn restore(found: &Found, policy: &mut Policy, optim: &mut AdamW) -> Result<(), TrainError> {
-    let path = found.path.join("optimizer.safetensors");
-    let tensors = tensor_file::read(&path)?;
-    let infos: Vec<_> = policy.parameters().to_vec();
-    let learns: Vec<bool> = (0..infos.len()).map(|index| policy.is_trainable(index)).collect();
-    for (info, learns) in infos.iter().zip(learns) {
-        let range = info.offset..info.offset + info.len;
-        let name = |prefix: &str| format!("{prefix}{}", info.name);
-        tensor_file::restore(&tensors, &name("master/"), &mut policy.master_mut()[range.clone()], &path)?;
-        if learns {
-            tensor_file::restore(&tensors, &name("m/"), &mut optim.m[range.clone()], &path)?;
-            tensor_file::restore(&tensors, &name("v/"), &mut optim.v[range], &path)?;
-        }
-    }
-    optim.step = found.state.optimizer_step;
-    Ok(())
 }
 
 /// Scores that were taken up to `step`; later ones are taken again.

@@ -44,6 +44,18 @@ pub fn copy_side_files(source: &Path, target: &Path, dtype: &str) -> Result<(), 
     Ok(())
 }
 
+/// Copies the files that an adapter needs beside it to be asked on its own: tokenizer, processor, template. The model's
+/// configuration stays with the model, or the folder would pass for one.
+pub fn copy_prompt_files(source: &Path, target: &Path) -> Result<(), CheckpointError> {
+    for name in SIDE_FILES.into_iter().filter(|name| !["config.json", "generation_config.json"].contains(name)) {
+        let path = source.join(name);
+        if path.is_file() {
+            write_file(&target.join(name), &read_file(&path)?)?;
+        }
+    }
+    Ok(())
+}
+
 /// `config.json` with its number format replaced, in whichever place this version of it keeps one.
 fn with_dtype(config: &[u8], dtype: &str) -> Option<Vec<u8>> {
     let mut config: serde_json::Value = serde_json::from_slice(config).ok()?;

@@ -16,6 +16,7 @@ use crate::checkpoint::CheckpointConfig;
 use crate::data::Sources;
 use crate::eval::EvalConfig;
 use crate::fresh::NewModel;
+use crate::lora::LoraConfig;
 use crate::optim::OptimSpec;
 use crate::report::ReportConfig;
 use crate::reward::{Compat, RewardSpec, Unknown};
@@ -31,7 +32,8 @@ pub struct RawRecipe {
     pub name: String,
     /// Key of all randomness. Same recipe, same seed, same kind of machine: same bytes.
     pub seed: Option<u64>,
-    /// Where the run starts: `"minnow"` (built in), a folder in Hugging Face layout, or a new model.
+    /// Where the run starts: `"minnow"` (built in), a folder in Hugging Face layout, a folder with a PEFT adapter, or a
+    /// new model. With `[lora]` an adapter goes on learning, without it is merged into the model first.
     pub model: ModelRef,
     /// Where it computes: `cpu` or `auto`.
     pub device: Option<String>,
@@ -39,6 +41,8 @@ pub struct RawRecipe {
     pub precision: Option<Precision>,
     /// Reproduces a published system, quirks included, in every reward that does not say otherwise.
     pub compat: Option<Compat>,
+    /// Learn small adapters beside the frozen weights instead of the weights themselves.
+    pub lora: Option<LoraConfig>,
     /// Questions to learn from and to be tested on.
     pub data: RawData,
     /// Evaluation before and after.

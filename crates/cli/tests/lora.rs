@@ -1,0 +1,181 @@
+//! Adapters as a person uses them: a recipe that learns them, a run that is killed and goes on, a folder that other
+//! commands take, a merge.
+
+mod support;
+
+use std::fs;
+use std::path::Path;
+
+use support::{folder_with, foveate, last_checkpoint, metrics, refuse, succeed, wait_for_steps};
+
+/// A model to learn beside.
+const BASE: &str = r#"
+[data]
+train = { task = "counting", rows = 40 }
+
+[[stage]]
+name = "examples"
+rule = { kind = "sft" }
+questions_per_step = 4
+steps = 3
+optim = { lr = 1e-3 }
+"#;
+
+/// Supervised with dropout, then reinforcement against what the first stage left.
+const ADAPTED: &str = r#"
+name = "adapted"
+seed = 5
+precision = "f32"
+model = "base/checkpoints/step-000003"
+
+[lora]
+rank = 4
+alpha = 8.0
+dropout = 0.1
+vision = true
+
+[data]
+train = { task = "counting", rows = 40 }
+test = { id = { task = "counting", split = "id", rows = 4, levels = [1] } }
+
+[eval]
+sampling = { temperature = 0.0, max_new_tokens = 8 }
+
+[checkpoint]
+every = 2
+
+[[stage]]
+name = "examples"
+rule = { kind = "sft" }
+questions_per_step = 4
+steps = 4
+optim = { lr = 1e-2 }
+
+[[stage]]
+name = "switch"
+questions_per_step = 4
+answers_per_question = 3
+steps = 5
+sampling = { temperature = 1.0, max_new_tokens = 8 }
+rewards = [ { kind = "format_flag" }, { kind = "accuracy" } ]
+selector = { kind = "any_correct" }
+rule = { kind = "grpo", kl = 0.04 }
+optim = { lr = 1e-2 }
+"#;
+
+fn folder() -> tempfile::TempDir {
+    let folder = folder_with(BASE);
+    succeed(&["train", "r.toml", "--out", "base"], folder.path());
+    fs::write(folder.path().join("a.toml"), ADAPTED).unwrap();
+    folder
+}
+
+fn answers(model: &str, here: &Path) -> String {
+    let out = format!("{}.jsonl", model.replace('/', "-"));
+    let source = "{ task = \"counting\", split = \"id\", rows = 6 }";
+    let shape = ["--max-new-tokens", "12", "--precision", "f32"];
+    succeed(&[&["eval", model, "--data", source, "--output", &out][..], &shape].concat(), here);
+    fs::read_to_string(here.join(out)).unwrap()
+}
+
+#[test]
+fn adapters_learn_resume_exactly_and_merge() {
+    let folder = folder();
+    let here = folder.path();
+    let told = succeed(&["train", "a.toml", "--out", "whole"], here);
+    assert!(told.contains("adapters on"), "{told}");
+    let last = last_checkpoint(&here.join("whole"));
+    assert!(!last.join("model.safetensors").exists() && !last.join("config.json").exists());
+
+    for step in [1, 3, 6] {
+        let out = format!("killed-{step}");
+        let mut child = foveate(&["train", "a.toml", "--out", &out], here).spawn().expect("the program starts");
+        wait_for_steps(&mut child, &here.join(&out), step);
+        child.kill().expect("killed");
+        child.wait().expect("ended");
+        succeed(&["train", "a.toml", "--out", &out, "--resume"], here);
+        let other = last_checkpoint(&here.join(&out));
+        for file in ["adapter_model.safetensors", "adapter_config.json", "optimizer.safetensors"] {
+            assert!(fs::read(last.join(file)).unwrap() == fs::read(other.join(file)).unwrap(), "{file} differs");
+        }
+        assert_eq!(metrics(&here.join("whole")), metrics(&here.join(&out)));
+    }
+
+    // The folder is a model to every command; merged it answers the same.
+    let adapter = "whole/checkpoints/step-000009";
+    let beside = answers(adapter, here);
+    assert_ne!(beside, answers("base/checkpoints/step-000003", here), "nothing was learned");
+    succeed(&["model", "merge", adapter, "--out", "merged"], here);
+    assert_eq!(answers("merged", here), beside);
+    let told = refuse(&["model", "merge", adapter, "--out", "merged"], here);
+    assert!(told.contains("merged exists"), "{told}");
+    assert!(succeed(&["model", "inspect", adapter], here).contains("smolvlm"));
+
+    // Another run goes on with the adapter, or with the merged weights.
+    let set = |model: &str| format!("model=\"{model}\"");
+    succeed(&["train", "a.toml", "--out", "on", "--set", &set(adapter), "--set", "eval.before=false"], here);
+    let told = refuse(&["train", "a.toml", "--out", "no", "--set", &set(adapter), "--set", "lora.rank=8"], here);
+    assert!(told.contains("rank 4") && told.contains("rank 8"), "{told}");
+    succeed(&["train", "r.toml", "--out", "full", "--set", &set(adapter)], here);
+    assert!(last_checkpoint(&here.join("full")).join("model.safetensors").is_file());
+}
+
+#[test]
+fn adapters_of_other_weights_are_not_resumed() {
+    let folder = folder();
+    let here = folder.path();
+    let mut child = foveate(&["train", "a.toml", "--out", "run"], here).spawn().expect("the program starts");
+    wait_for_steps(&mut child, &here.join("run"), 3);
+    child.kill().expect("killed");
+    child.wait().expect("ended");
+    succeed(&["train", "r.toml", "--out", "other", "--set", "seed=9"], here);
+    let weights = "checkpoints/step-000003/model.safetensors";
+    fs::copy(here.join("other").join(weights), here.join("base").join(weights)).unwrap();
+    let told = refuse(&["train", "a.toml", "--out", "run", "--resume"], here);
+    assert!(told.contains("beside other weights"), "{told}");
+}
+
+#[test]
+fn settings_that_adapt_nothing_are_refused() {
+    let folder = folder();
+    let here = folder.path();
+    for (set, told) in [
+        ("lora.rank=0", "lora.rank = 0"),
+        ("lora.dropout=1.0", "lora.dropout = 1"),
+        ("lora.targets=[\"query\"]", "no matrix is called \"query\""),
+        ("lora={ language = false }", "adapts nothing"),
+        ("train={ vision = false, connector = true, language = false }", "none of the parts that have adapters"),
+        ("stage.1.start=\"base/checkpoints/step-000003\"", "is a whole model"),
+        ("lora.ranks=4", "unknown key `ranks`"),
+    ] {
+        let found = refuse(&["train", "a.toml", "--out", "run", "--set", set], here);
+        assert!(found.contains(told), "expected {told:?} in: {found}");
+        assert!(!here.join("run").exists(), "{told}");
+    }
+}
+
+#[test]
+fn models_are_averaged_and_others_refused() {
+    let folder = folder();
+    let here = folder.path();
+    let base = "base/checkpoints/step-000003";
+    succeed(&["train", "r.toml", "--out", "other", "--set", "seed=9"], here);
+    succeed(&["model", "merge", base, base, "--out", "same"], here);
+    assert_eq!(answers("same", here), answers(base, here), "half of it twice is the whole");
+    let other = "other/checkpoints/step-000003";
+    // Exact: one times a value plus zero times another.
+    succeed(&["model", "merge", base, other, "--weights", "0,1", "--dtype", "f32", "--out", "second"], here);
+    let read = |path: &str| fs::read(here.join(path).join("model.safetensors")).unwrap();
+    assert!(read("second") == read(other));
+    for (args, told) in [
+        (vec![base, other, "--weights", "0.5"], "1 weights for 2 models"),
+        (vec![base, other, "--weights", "0.5,0.6"], "add up to 1.1"),
+        (vec![base], "nothing to merge"),
+        (vec![base, "minnow"], "the first model has"),
+    ] {
+        let args = [&["model", "merge", "--out", "no"][..], &args].concat();
+        let found = refuse(&args, here);
+        assert!(found.contains(told), "expected {told:?} in: {found}");
+        assert!(!here.join("no").exists());
+    }
+}

@@ -1,0 +1,119 @@
+//! From the name of a model to the folder that holds it: a built-in model, a folder in Hugging Face layout, or a folder
+//! with a PEFT adapter, which names the model underneath.
+//! Knows names and folders; reads no weights until it is asked to. Cost: none before that.
+
+use std::path::{Path, PathBuf};
+
+use foveate_model::{ModelError, Policy, Precision, peft};
+
+use crate::builtin;
+use crate::checkpoint::durable::FileError;
+
+/// A model that was found.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ModelSource {
+    /// The model itself: configuration, weights, tokenizer, processor, template.
+    pub folder: PathBuf,
+    /// What an adapter calls that model, so that it is found again.
+    pub name: String,
+    /// The adapter that was named, if one was.
+    pub adapter: Option<PathBuf>,
+}
+
+/// Why a name leads to no model.
+#[derive(Debug, thiserror::Error)]
+pub enum SourceError {
+    /// Nothing of that name exists.
+    #[error("{name}: {problem}")]
+    Unknown {
+        /// The name.
+        name: String,
+        /// What was looked for.
+        problem: String,
+        /// What to do.
+        hint: String,
+    },
+    /// The adapter's settings cannot be used.
+    #[error(transparent)]
+    Model(#[from] ModelError),
+    /// A built-in model could not be unpacked.
+    #[error(transparent)]
+    File(#[from] FileError),
+}
+
+impl SourceError {
+    /// What the person can do about it.
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            SourceError::Unknown { hint, .. } => Some(hint.clone()),
+            SourceError::Model(error) => Some(error.hint()),
+            SourceError::File(error) => error.hint(),
+        }
+    }
+}
+
+/// Finds the model `name`; relative paths start at `base`.
+pub fn find(base: &Path, name: &str) -> Result<ModelSource, SourceError> {
+    let folder = base.join(name);
+    if let Some(adapter) = peft::read_config(&folder)? {
+        let unknown = |problem: String, hint: &str| SourceError::Unknown {
+            name: name.to_string(),
+            problem,
+            hint: hint.to_string(),
+        };
+        let Some(under) = adapter.base else {
+            let problem = "the adapter does not say which model it belongs to".to_string();
+            return Err(unknown(problem, "add base_model_name_or_path to its adapter_config.json"));
+        };
+        let source = match peft::local_base(&folder, &under) {
+            Some(folder) => plain(&folder, &under)?,
+            None => plain(Path::new(&under), &under).map_err(|error| match error {
+                SourceError::Unknown { problem, .. } => unknown(
+                    format!("the adapter belongs to the model {under:?}: {problem}"),
+                    "put the model's folder in base_model_name_or_path of adapter_config.json",
+                ),
+                other => other,
+            })?,
+        };
+        return Ok(ModelSource { adapter: Some(folder), ..source });
+    }
+    plain(&folder, name)
+}
+
+/// A model without adapters.
+fn plain(folder: &Path, name: &str) -> Result<ModelSource, SourceError> {
+    if let Some(folder) = builtin::unpack(name)? {
+        return Ok(ModelSource { folder, name: name.to_string(), adapter: None });
+    }
+    if folder.join("config.json").is_file() {
+        // Whole, so that an adapter finds it from anywhere on this machine.
+        let whole = folder.canonicalize().unwrap_or_else(|_| folder.to_path_buf());
+        let name = whole.to_string_lossy().into_owned();
+        return Ok(ModelSource { folder: folder.to_path_buf(), name, adapter: None });
+    }
+    let unknown = |problem: &str, hint: String| {
+        Err(SourceError::Unknown { name: name.to_string(), problem: problem.to_string(), hint })
+    };
+    if folder.is_dir() {
+        return unknown(
+            "the folder has no config.json",
+            "a model folder is in Hugging Face layout; an adapter folder holds adapter_config.json".to_string(),
+        );
+    }
+    let known = builtin::names().join(", ");
+    unknown(
+        "neither a built-in model nor a folder",
+        format!("built in: {known}; or give a folder; a checkpoint of a run lies in runs/NAME/checkpoints/"),
+    )
+}
+
+impl ModelSource {
+    /// Loads the model, its adapter beside it if there is one.
+    pub fn load(&self, precision: Precision) -> Result<Policy, ModelError> {
+        let policy = Policy::load(&self.folder, precision)?;
+        match &self.adapter {
+            None => Ok(policy),
+            Some(adapter) => policy.with_adapter_from(adapter),
+        }
+    }
+}
