@@ -30,15 +30,20 @@ pub enum PrecisionArg {
     Bf16,
 }
 
+impl From<PrecisionArg> for Precision {
+    fn from(precision: PrecisionArg) -> Self {
+        match precision {
+            PrecisionArg::Auto => Precision::Auto,
+            PrecisionArg::F32 => Precision::F32,
+            PrecisionArg::Bf16 => Precision::Bf16,
+        }
+    }
+}
+
 /// Loads model and prompter. `usual` is the precision if none was asked for.
 pub fn open(args: &ModelArgs, usual: Precision) -> anyhow::Result<(Policy, Prompter)> {
     isa::check()?;
-    let precision = match args.precision {
-        None => usual,
-        Some(PrecisionArg::Auto) => Precision::Auto,
-        Some(PrecisionArg::F32) => Precision::F32,
-        Some(PrecisionArg::Bf16) => Precision::Bf16,
-    };
+    let precision = args.precision.map_or(usual, Precision::from);
     let source = source::find(Path::new(""), &args.model)?;
     Ok((source.load(precision)?, Prompter::load(&source.folder)?))
 }

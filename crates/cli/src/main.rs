@@ -3,6 +3,7 @@
 //! Cost: none; everything expensive is behind a command.
 #![forbid(unsafe_code)]
 
+mod bench;
 mod chat;
 mod compare;
 mod data;
@@ -49,6 +50,8 @@ enum Command {
     Data(data::Args),
     /// Look at a model, merge models
     Model(model::Args),
+    /// Measure this machine and whole steps on it
+    Bench(bench::Args),
     /// Show what this machine offers
     Doctor(doctor::Args),
 }
@@ -65,6 +68,7 @@ fn main() -> ExitCode {
         Command::Compare(args) => done(compare::run(args)),
         Command::Data(args) => done(data::run(args)),
         Command::Model(args) => done(model::run(args)),
+        Command::Bench(args) => done(bench::run(args)),
         Command::Doctor(args) => done(doctor::run(args)),
     };
     outcome.unwrap_or_else(|error| failure::tell(&error))

@@ -10,6 +10,7 @@ use crate::cpu::matmul::{
 use crate::element::{Element, bf16};
 use crate::isa::{MatmulPath, matmul_path, multiversion};
 use crate::parallel;
+use crate::team;
 use std::time::{Duration, Instant};
 
 /// One measurement.
@@ -57,7 +58,7 @@ fn narrow(x: &[f32]) -> Vec<bf16> {
 
 /// What the machine can do: products from registers, f32 from registers, reading memory.
 pub fn peaks() -> Vec<Measured> {
-    let threads = rayon::current_num_threads();
+    let threads = team::num_threads();
     let mut results = Vec::new();
     for path in MatmulPath::available() {
         // The portable path has no unit of its own.
@@ -221,7 +222,7 @@ mod tests {
     #[test]
     #[ignore = "prints measurements"]
     fn speed() {
-        crate::parallel::with_threads(rayon::current_num_threads(), || {
+        crate::parallel::with_threads(team::num_threads(), || {
             for measured in peaks().into_iter().chain(matmul_cases()) {
                 let Measured { name, seconds, gflops, gbytes } = measured;
                 println!("{name:60} {:9.1} us {gflops:8.0} GFLOP/s {gbytes:7.1} GB/s", seconds * 1e6);

@@ -1,11 +1,11 @@
-//! Fixed-size chunks over rayon: who computes a chunk may vary, what a chunk is never does.
+//! Fixed-size chunks over the team: who computes a chunk may vary, what a chunk is never does.
 //! Reductions keep one partial result per chunk and add them in chunk order, so results do not depend on the number of
 //! threads. Small jobs (one chunk) stay on the calling thread.
-//! Cost: a few microseconds per call with more than one chunk; run the program inside `ThreadPool::install`, since a
-//! call from outside the pool also pays for waking it.
+//! Cost: about a microsecond per call with more than one chunk.
 
-use rayon::prelude::*;
+use crate::team;
 use std::ops::Range;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 fn num_chunks(len: usize, chunk: usize) -> usize {
     assert!(chunk > 0, "a chunk holds at least one item");
@@ -21,7 +21,7 @@ pub fn for_chunks(len: usize, chunk: usize, f: impl Fn(Range<usize>) + Sync) {
     match num_chunks(len, chunk) {
         0 => {}
         1 => f(0..len),
-        count => (0..count).into_par_iter().with_max_len(1).for_each(|index| f(bounds(index, len, chunk))),
+        count => team::run(count, |index| f(bounds(index, len, chunk))),
     }
 }
 
@@ -34,7 +34,9 @@ pub fn for_rows<T: Send>(data: &mut [T], width: usize, rows: usize, f: impl Fn(u
     if data.len() <= chunk {
         return f(0, data);
     }
-    data.par_chunks_mut(chunk).with_max_len(1).enumerate().for_each(|(index, part)| f(index * rows, part));
+    let parts = Parts::new(data, chunk);
+    // SAFETY: every number is asked for once.
+    team::run(parts.count(), |index| f(index * rows, unsafe { parts.part(index) }));
 }
 
 /// [`for_rows`] over two tensors with the same number of rows.
@@ -54,11 +56,9 @@ pub fn for_rows2<A: Send, B: Send>(
         }
         return;
     }
-    a.par_chunks_mut(a_width * rows)
-        .zip(b.par_chunks_mut(b_width * rows))
-        .with_max_len(1)
-        .enumerate()
-        .for_each(|(index, (a, b))| f(index * rows, a, b));
+    let (a, b) = (Parts::new(a, a_width * rows), Parts::new(b, b_width * rows));
+    // SAFETY: every number is asked for once.
+    team::run(a.count(), |index| unsafe { f(index * rows, a.part(index), b.part(index)) });
 }
 
 /// [`for_rows`] over three tensors with the same number of rows.
@@ -81,12 +81,9 @@ pub fn for_rows3<A: Send, B: Send, C: Send>(
         }
         return;
     }
-    a.par_chunks_mut(a_width * rows)
-        .zip(b.par_chunks_mut(b_width * rows))
-        .zip(c.par_chunks_mut(c_width * rows))
-        .with_max_len(1)
-        .enumerate()
-        .for_each(|(index, ((a, b), c))| f(index * rows, a, b, c));
+    let (a, b, c) = (Parts::new(a, a_width * rows), Parts::new(b, b_width * rows), Parts::new(c, c_width * rows));
+    // SAFETY: every number is asked for once.
+    team::run(a.count(), |index| unsafe { f(index * rows, a.part(index), b.part(index), c.part(index)) });
 }
 
 /// Adds up `f` over fixed chunks of `0..len`, in chunk order.
@@ -95,8 +92,7 @@ pub fn sum_chunks(len: usize, chunk: usize, f: impl Fn(Range<usize>) -> f64 + Sy
         0 => 0.0,
         1 => f(0..len),
         count => {
-            let parts: Vec<f64> =
-                (0..count).into_par_iter().with_max_len(1).map(|index| f(bounds(index, len, chunk))).collect();
+            let parts = map(count, |index| f(bounds(index, len, chunk)));
             parts.iter().sum()
         }
     }
@@ -104,8 +100,49 @@ pub fn sum_chunks(len: usize, chunk: usize, f: impl Fn(Range<usize>) -> f64 + Sy
 
 /// Whether `f` holds on every chunk of `0..len`; may stop early.
 pub fn all_chunks(len: usize, chunk: usize, f: impl Fn(Range<usize>) -> bool + Sync) -> bool {
-    let count = num_chunks(len, chunk);
-    (0..count).into_par_iter().with_max_len(1).all(|index| f(bounds(index, len, chunk)))
+    let holds = AtomicBool::new(true);
+    for_chunks(len, chunk, |range| {
+        if holds.load(Relaxed) && !f(range) {
+            holds.store(false, Relaxed);
+        }
+    });
+    holds.into_inner()
+}
+
+/// `f` of every number below `count`, in order.
+pub fn map<T: Send>(count: usize, f: impl Fn(usize) -> T + Sync) -> Vec<T> {
+    let mut results: Vec<Option<T>> = (0..count).map(|_| None).collect();
+    for_rows(&mut results, 1, 1, |index, result| result[0] = Some(f(index)));
+    results.into_iter().map(|result| result.expect("every number was asked for")).collect()
+}
+
+/// Equal parts of a slice, the last one perhaps shorter, handed out by number.
+struct Parts<T> {
+    start: SharedPointer<T>,
+    len: usize,
+    chunk: usize,
+}
+
+impl<T: Send> Parts<T> {
+    /// The slice stays borrowed by the caller's own `&mut` for as long as parts are used.
+    fn new(data: &mut [T], chunk: usize) -> Self {
+        Self { start: SharedPointer(data.as_mut_ptr()), len: data.len(), chunk }
+    }
+
+    fn count(&self) -> usize {
+        self.len.div_ceil(self.chunk)
+    }
+
+    /// Part `index`.
+    ///
+    /// # Safety
+    /// The slice is alive, and no number is asked for twice.
+    #[allow(clippy::mut_from_ref)]
+    unsafe fn part(&self, index: usize) -> &mut [T] {
+        let range = bounds(index, self.len, self.chunk);
+        // SAFETY: the range lies in the slice; parts of different numbers do not overlap.
+        unsafe { std::slice::from_raw_parts_mut(self.start.at(range.start), range.len()) }
+    }
 }
 
 /// Sums over rows: `f` adds the rows of one chunk into a zeroed partial of `out.len()` values, and the partials are
@@ -150,9 +187,7 @@ unsafe impl<T: Send> Send for SharedPointer<T> {}
 unsafe impl<T: Send> Sync for SharedPointer<T> {}
 
 #[cfg(test)]
-pub(crate) fn with_threads<R: Send>(threads: usize, f: impl FnOnce() -> R + Send) -> R {
-    rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("a small pool can be made").install(f)
-}
+pub(crate) use crate::team::with_threads;
 
 #[cfg(test)]
 mod tests {

@@ -3,7 +3,9 @@
 
 use std::collections::BTreeMap;
 
+use bytemuck::Zeroable;
 use foveate_kernels::element::bf16;
+use foveate_kernels::memory;
 
 /// Values of one tensor, in f32 or as bf16 operand.
 #[derive(Debug)]
@@ -71,9 +73,9 @@ pub struct Arena {
 }
 
 /// A kept buffer serves a request of at least half its capacity: small requests never pin large memory.
-fn take<T: Copy + Default>(kept: &mut BTreeMap<usize, Vec<Vec<T>>>, held: &mut usize, len: usize) -> Vec<T> {
+fn take<T: Copy + Default + Zeroable>(kept: &mut BTreeMap<usize, Vec<Vec<T>>>, held: &mut usize, len: usize) -> Vec<T> {
     let found = kept.range(len..=len.saturating_mul(2)).next().map(|(capacity, _)| *capacity);
-    let Some(capacity) = found else { return vec![T::default(); len] };
+    let Some(capacity) = found else { return memory::zeroed(len) };
     let list = kept.get_mut(&capacity).expect("the key was just found");
     let mut buffer = list.pop().expect("empty lists are removed");
     if list.is_empty() {

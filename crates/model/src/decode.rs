@@ -7,15 +7,16 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use foveate_kernels::cpu::head;
+use foveate_kernels::parallel;
 use foveate_kernels::rng::{Purpose, Stream};
 use foveate_kernels::segment::{Queries, Segment};
-use rayon::prelude::*;
 
 use crate::arena::Arena;
 use crate::batch::{FinishReason, PromptInput, Sampled, Tile};
 use crate::cache::KeyValueStore;
 use crate::error::ModelError;
 use crate::policy::{Packed, Policy};
+use crate::profile::timer;
 use crate::sampling::{Picked, SamplingSpec, pick};
 use crate::tape::{Attend, Tape, typed};
 
@@ -297,6 +298,7 @@ impl Policy {
         let x = self.last_norm(&mut tape, x, last_rows.into());
         let vocabulary = self.decoder().config.vocabulary;
         let width = self.decoder().config.width;
+        let _timer = timer("head and pick");
         let mut picked = vec![None; rows.len()];
         let mut logits = tape.arena().take_f32(last_rows.len().min(LOGIT_ROWS) * vocabulary);
         for first in (0..last_rows.len()).step_by(LOGIT_ROWS) {
@@ -306,11 +308,12 @@ impl Policy {
                 head::head_logits(&x[first * width..last * width], self.head_weight(false), vocabulary, logits)
             });
             let logits = &*logits;
-            picked.par_iter_mut().zip(rows).zip(streams).for_each(|((picked, row), (stream, position))| {
-                let row = *row as usize;
+            parallel::for_rows(&mut picked, 1, 1, |index, picked| {
+                let row = rows[index] as usize;
                 if (first..last).contains(&row) {
+                    let (stream, position) = &streams[index];
                     let logits = &logits[(row - first) * vocabulary..][..vocabulary];
-                    *picked = Some(pick(logits, spec, stream, *position));
+                    picked[0] = Some(pick(logits, spec, stream, *position));
                 }
             });
         }

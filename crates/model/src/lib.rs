@@ -23,6 +23,7 @@ mod linear;
 pub mod peft;
 /// A model that scores, learns and samples.
 pub mod policy;
+pub mod profile;
 /// Reading and writing weights.
 pub mod safetensors_io;
 /// Picking a token.

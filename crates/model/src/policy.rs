@@ -6,7 +6,7 @@ use std::path::Path;
 use std::rc::Rc;
 
 use foveate_kernels::cpu::head::{self, HeadWeight};
-use foveate_kernels::isa;
+use foveate_kernels::{isa, memory};
 use serde_json::Value;
 
 use crate::adapters::AdapterSpec;
@@ -16,6 +16,7 @@ use crate::config::Keys;
 use crate::error::ModelError;
 use crate::families::llama::{Llama, LlamaConfig};
 use crate::families::smolvlm::SmolVlm;
+use crate::profile::timer;
 use crate::safetensors_io::{self, SaveType};
 use crate::tape::{Attend, Tape, Var, typed};
 use crate::weights::{Gradients, Layout, ParamInfo, Part, Trainable, Weights};
@@ -222,7 +223,7 @@ impl Policy {
             (Some(only), None) => only.offset..only.offset + only.len,
             _ => 0..0,
         };
-        Gradients { flat: vec![0.0; self.weights.master().len()], active }
+        Gradients { flat: memory::zeroed(self.weights.master().len()), active }
     }
 
     /// The language part.
@@ -349,6 +350,7 @@ impl Policy {
     }
 
     fn head_forward(&self, x: &Buffer, batch: &TokenBatch, lse: &mut [f32]) -> HeadOutput {
+        let _timer = timer("head");
         let num = batch.target.len();
         let mut output = HeadOutput { logprob: vec![0.0; num], entropy: vec![0.0; num] };
         let decoder = self.decoder();
@@ -413,6 +415,7 @@ impl Policy {
         let output = self.head_forward(tape.value(x), batch, &mut lse);
         let derivatives = rule(&output);
 
+        let head_timer = timer("head, backward");
         let decoder = self.decoder();
         let mut d_x = {
             let (kind, len) = (tape.value(x).kind(), tape.value(x).len());
@@ -437,6 +440,7 @@ impl Policy {
             d_x,
             d_weight,
         ));
+        drop(head_timer);
         tape.arena().give_f32(lse);
         tape.seed(x, d_x);
         tape.backward(gradients);

@@ -13,6 +13,7 @@ use foveate_kernels::segment::{Queries, Segment};
 
 use crate::arena::{Arena, Buffer, Kind};
 use crate::cache::KeyValueStore;
+use crate::profile::timer;
 use crate::weights::{Gradients, LinearId, ParamId, Weights};
 
 /// A value on the tape.
@@ -99,6 +100,27 @@ enum Op<'w> {
     PixelShuffle { x: Var, shuffle: Shuffle },
     Gather { x: Var, rows: Rc<[u32]>, depth: usize },
     Block { x: Var, run: BlockFn<'w> },
+}
+
+impl Op<'_> {
+    /// Its name in profiles; a block has none, its ops have.
+    fn backward_name(&self) -> Option<&'static str> {
+        Some(match self {
+            Op::Embed { .. } => "embed, backward",
+            Op::Linear { .. } => "linear, backward",
+            Op::RmsNorm { .. } => "rms norm, backward",
+            Op::LayerNorm { .. } => "layer norm, backward",
+            Op::Rope { .. } => "rope, backward",
+            Op::Attention { .. } => "attention, backward",
+            Op::Activation { .. } => "activation, backward",
+            Op::Gated { .. } => "gated, backward",
+            Op::AddTableRows { .. } => "add table rows, backward",
+            Op::Place { .. } => "place, backward",
+            Op::PixelShuffle { .. } => "pixel shuffle, backward",
+            Op::Gather { .. } => "gather, backward",
+            Op::Block { .. } => return None,
+        })
+    }
 }
 
 struct Node<'w> {
@@ -229,6 +251,7 @@ impl<'w> Tape<'w> {
 
     /// Rows of an embedding table: `[ids, D]` in f32.
     pub fn embed(&mut self, table: ParamId, ids: Rc<[u32]>) -> Var {
+        let _timer = timer("embed");
         let depth = *self.weights.infos()[table.0].shape.last().expect("a table has two axes");
         let mut out = self.arena.take_f32(ids.len() * depth);
         embed::embed(&ids, self.weights.tensor(table), depth, &mut out);
@@ -253,6 +276,7 @@ impl<'w> Tape<'w> {
     }
 
     fn linear_to(&mut self, x: Var, id: LinearId, residual: Option<Var>, kind: Kind) -> Var {
+        let _timer = timer("linear");
         let linear = self.weights.linear(id);
         let num_rows = self.value(x).len() / linear.k;
         let mut out = self.arena.take(kind, num_rows * linear.n);
@@ -285,6 +309,7 @@ impl<'w> Tape<'w> {
 
     /// Root-mean-square norm of an f32 stream, as operand.
     pub fn rms_norm(&mut self, x: Var, weight: ParamId, eps: f32) -> Var {
+        let _timer = timer("rms norm");
         let (kind, len) = (self.operand, self.value(x).len());
         let depth = self.weights.tensor(weight).len();
         let mut out = self.arena.take(kind, len);
@@ -298,6 +323,7 @@ impl<'w> Tape<'w> {
 
     /// Layer norm of an f32 stream, as operand.
     pub fn layer_norm(&mut self, x: Var, weight: ParamId, bias: ParamId, eps: f32) -> Var {
+        let _timer = timer("layer norm");
         let (kind, len) = (self.operand, self.value(x).len());
         let num_rows = len / self.weights.tensor(weight).len();
         let mut out = self.arena.take(kind, len);
@@ -312,6 +338,7 @@ impl<'w> Tape<'w> {
 
     /// Rotates the first `heads` heads of every row in place (queries and keys of a fused row); `x` is used up.
     pub fn rope(&mut self, x: Var, width: usize, heads: usize, head_dim: usize, table: Rc<RopeTable>) -> Var {
+        let _timer = timer("rope");
         let mut buffer = self.take_value(x);
         typed!(&mut buffer, x => rope::rope(x, width, 0, heads, head_dim, &table, false));
         let out = self.push(buffer, self.needs(x));
@@ -321,6 +348,7 @@ impl<'w> Tape<'w> {
 
     /// Attention of a fused `[T, (Hq + 2 Hkv) d]` row tensor; `layer` names the store's layer while decoding.
     pub fn attention(&mut self, qkv: Var, heads: Heads, attend: &Attend, layer: usize) -> Var {
+        let _timer = timer("attention");
         let (query_width, key_width) = (heads.num_heads * heads.head_dim, heads.num_kv_heads * heads.head_dim);
         let stride = query_width + 2 * key_width;
         let num_rows = self.value(qkv).len() / stride;
@@ -354,6 +382,7 @@ impl<'w> Tape<'w> {
 
     /// A plain activation.
     pub fn activation(&mut self, x: Var, kind: Activation) -> Var {
+        let _timer = timer("activation");
         let mut out = self.arena.take(self.value(x).kind(), self.value(x).len());
         same_type!((self.value(x), x), (&mut out, y) => activation::activation(kind, x, y));
         let out = self.push(out, self.needs(x));
@@ -363,6 +392,7 @@ impl<'w> Tape<'w> {
 
     /// `act(gate) * up` of a fused `[T, 2F]` row tensor.
     pub fn gated(&mut self, x: Var, kind: Activation, width: usize) -> Var {
+        let _timer = timer("gated");
         let mut out = self.arena.take(self.value(x).kind(), self.value(x).len() / 2);
         same_type!((self.value(x), x), (&mut out, y) => activation::gated(kind, x, width, y));
         let out = self.push(out, self.needs(x));
@@ -372,6 +402,7 @@ impl<'w> Tape<'w> {
 
     /// Adds row `rows[i]` of a learned table to row `i`, in place; `x` is used up.
     pub fn add_table_rows(&mut self, x: Var, table: ParamId, rows: Rc<[u32]>) -> Var {
+        let _timer = timer("add table rows");
         let depth = *self.weights.infos()[table.0].shape.last().expect("a table has two axes");
         let mut buffer = self.take_value(x);
         sums::add_table_rows(&rows, self.weights.tensor(table), depth, buffer.f32_mut());
@@ -382,6 +413,7 @@ impl<'w> Tape<'w> {
 
     /// Puts image features in the place of their placeholders, in place; `text` is used up.
     pub fn place(&mut self, text: Var, features: Var, rows: Rc<[u32]>, depth: usize) -> Var {
+        let _timer = timer("place");
         let mut buffer = self.take_value(text);
         embed::place_rows(self.value(features).f32(), &rows, depth, buffer.f32_mut());
         let out = self.push(buffer, self.needs(text) || self.needs(features));
@@ -391,6 +423,7 @@ impl<'w> Tape<'w> {
 
     /// Squares of neighbouring patches become one wide feature.
     pub fn pixel_shuffle(&mut self, x: Var, shuffle: Shuffle) -> Var {
+        let _timer = timer("pixel shuffle");
         let mut out = self.arena.take(self.value(x).kind(), self.value(x).len());
         let Shuffle { tiles, height, width, depth, factor } = shuffle;
         same_type!((self.value(x), x), (&mut out, y) =>
@@ -402,6 +435,7 @@ impl<'w> Tape<'w> {
 
     /// Some rows of an f32 stream, repeats allowed.
     pub fn gather(&mut self, x: Var, rows: Rc<[u32]>, depth: usize) -> Var {
+        let _timer = timer("gather");
         let mut out = self.arena.take_f32(rows.len() * depth);
         embed::gather_rows(self.value(x).f32(), &rows, depth, &mut out);
         let out = self.push(Buffer::F32(out), self.needs(x));
@@ -457,6 +491,7 @@ impl<'w> Tape<'w> {
     }
 
     fn step_back(&mut self, out: Var, op: Op<'w>, mut d_out: Buffer, gradients: &mut Gradients) {
+        let _timer = op.backward_name().map(timer);
         match op {
             Op::Block { x, run } => {
                 // Run it again, recording this time; the new entries are replayed next.

@@ -3,10 +3,11 @@
 //! Cost: 4 bytes a parameter, and in bf16 mode 2 more for each packed copy (forward, backward).
 
 use std::ops::Range;
-use std::sync::OnceLock;
+use std::sync::{Mutex, OnceLock, PoisonError};
 
 use foveate_kernels::cpu::matmul::PackedMatrix;
 use foveate_kernels::rng::{Purpose, Stream};
+use foveate_kernels::{memory, parallel};
 use rayon::prelude::*;
 
 /// Which third of a vision-language model a parameter belongs to.
@@ -149,7 +150,7 @@ pub struct Gradients {
 impl Gradients {
     /// Back to zero, keeping the memory.
     pub fn clear(&mut self) {
-        self.flat[self.active.clone()].par_chunks_mut(1 << 16).for_each(|chunk| chunk.fill(0.0));
+        parallel::for_rows(&mut self.flat[self.active.clone()], 1, 1 << 16, |_, chunk| chunk.fill(0.0));
     }
 }
 
@@ -324,8 +325,32 @@ impl Layout {
 /// The bf16 copies of one matrix, made when first needed after a change.
 #[derive(Default)]
 struct Packed {
-    forward: OnceLock<PackedMatrix>,
-    backward: OnceLock<PackedMatrix>,
+    forward: Copied,
+    backward: Copied,
+}
+
+/// One bf16 copy, and the memory of the last one while it is out of date: fresh memory costs as much as packing does.
+#[derive(Default)]
+struct Copied {
+    current: OnceLock<PackedMatrix>,
+    old: Mutex<Option<PackedMatrix>>,
+}
+
+impl Copied {
+    fn get(&self, k: usize, n: usize, pack: impl FnOnce(&mut PackedMatrix)) -> &PackedMatrix {
+        self.current.get_or_init(|| {
+            let old = self.old.lock().unwrap_or_else(PoisonError::into_inner).take();
+            let mut packed = old.unwrap_or_else(|| PackedMatrix::new(k, n));
+            pack(&mut packed);
+            packed
+        })
+    }
+
+    fn forget(&mut self) {
+        if let Some(packed) = self.current.take() {
+            *self.old.get_mut().unwrap_or_else(PoisonError::into_inner) = Some(packed);
+        }
+    }
 }
 
 /// The parameters of a model.
@@ -415,8 +440,9 @@ impl Weights {
     }
 
     fn forget_packed(&mut self, index: usize) {
-        // Fresh cells; the old buffers are freed rather than reused, a packing pass touches every byte anyway.
-        self.packed[index] = Packed::default();
+        let Packed { forward, backward } = &mut self.packed[index];
+        forward.forget();
+        backward.forget();
     }
 
     /// A matrix.
@@ -438,22 +464,14 @@ impl Weights {
 
     /// Operand of `x·Wᵀ`.
     pub fn packed_forward(&self, id: LinearId) -> &PackedMatrix {
-        self.packed[id.0].forward.get_or_init(|| {
-            let linear = &self.linears[id.0];
-            let mut packed = PackedMatrix::new(linear.k, linear.n);
-            packed.pack_transposed(self.matrix(id));
-            packed
-        })
+        let linear = &self.linears[id.0];
+        self.packed[id.0].forward.get(linear.k, linear.n, |packed| packed.pack_transposed(self.matrix(id)))
     }
 
     /// Operand of `dy·W`.
     pub fn packed_backward(&self, id: LinearId) -> &PackedMatrix {
-        self.packed[id.0].backward.get_or_init(|| {
-            let linear = &self.linears[id.0];
-            let mut packed = PackedMatrix::new(linear.n, linear.k);
-            packed.pack(self.matrix(id));
-            packed
-        })
+        let linear = &self.linears[id.0];
+        self.packed[id.0].backward.get(linear.n, linear.k, |packed| packed.pack(self.matrix(id)))
     }
 
     /// Chooses which parts learn.

@@ -135,8 +135,7 @@ fn recomputing_and_threads_change_no_bit() {
         let groups: Vec<_> = prompts.iter().map(|prompt| (prompt, vec![vec![5, 9, 70, 3], vec![8, 4]])).collect();
         let batch = pack(&groups, true);
         let run = |threads: usize, recompute: bool| {
-            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
-            pool.install(|| {
+            foveate_kernels::team::with_threads(threads, || {
                 let mut policy = policy(precision);
                 policy.set_recompute(recompute);
                 let mut gradients = policy.new_gradients();

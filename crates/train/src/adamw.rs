@@ -4,6 +4,7 @@
 use std::ops::Range;
 
 use foveate_kernels::cpu::adamw::{adamw_step, sum_of_squares};
+use foveate_kernels::memory;
 use foveate_model::{Gradients, Part, Policy};
 
 use crate::optim::OptimSpec;
@@ -30,7 +31,7 @@ impl AdamW {
     /// Before the first step.
     pub fn new(policy: &Policy) -> Self {
         let len = policy.master().len();
-        Self { m: vec![0.0; len], v: vec![0.0; len], step: 0 }
+        Self { m: memory::zeroed(len), v: memory::zeroed(len), step: 0 }
     }
 
     /// Norm of the gradient over everything that learns.

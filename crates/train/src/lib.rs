@@ -27,6 +27,9 @@ pub mod optim;
 // Gradients to new weights.
 pub mod adamw;
 
+// Whole steps on the clock.
+pub mod speed;
+
 // State to files that are there in full or not at all.
 pub mod checkpoint;
 

@@ -4,8 +4,7 @@
 
 use crate::cpu::shared::SharedMut;
 use crate::isa::multiversion;
-use crate::parallel::for_chunks;
-use rayon::prelude::*;
+use crate::parallel::{all_chunks, for_chunks, sum_chunks};
 
 const CHUNK: usize = 16 * 1024;
 
@@ -84,8 +83,7 @@ pub fn sum_of_squares(x: &[f32]) -> f64 {
     if x.len() <= CHUNK {
         return sum_of_squares_chunk(x);
     }
-    let sums: Vec<f64> = x.par_chunks(CHUNK).map(sum_of_squares_chunk).collect();
-    sums.iter().sum()
+    sum_chunks(x.len(), CHUNK, |range| sum_of_squares_chunk(&x[range]))
 }
 
 multiversion! {
@@ -111,7 +109,7 @@ pub fn all_finite(x: &[f32]) -> bool {
     if x.len() <= CHUNK {
         return all_finite_chunk(x);
     }
-    x.par_chunks(CHUNK).all(all_finite_chunk)
+    all_chunks(x.len(), CHUNK, |range| all_finite_chunk(&x[range]))
 }
 
 multiversion! {

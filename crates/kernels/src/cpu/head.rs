@@ -14,7 +14,6 @@ use super::scratch::with_scratch;
 use crate::element::{Element, bf16};
 use crate::isa::{MatmulPath, matmul_path};
 use crate::parallel::{self, SharedPointer};
-use rayon::prelude::*;
 use softmax::{Partial, Scaling, combine, logit_gradients, partial};
 use std::any::TypeId;
 use std::ops::Range;
@@ -186,24 +185,20 @@ pub(crate) fn head_logprob_on<E: Element>(
     with_logits(path, x, r, weight, v, |logits| {
         let chunks = logits.chunks();
         // One entry per task: the partial results of its rows in its chunk.
-        let partials: Vec<Vec<Partial>> = (0..r.div_ceil(TASK_ROWS) * chunks)
-            .into_par_iter()
-            .with_max_len(1)
-            .map(|task| {
-                let first = task / chunks * TASK_ROWS;
-                let rows = first..(first + TASK_ROWS).min(r);
-                let tokens = logits.tokens(task % chunks);
-                with_scratch(rows.len() * tokens.len(), |block: &mut [f32]| {
-                    logits.block(rows.clone(), tokens.clone(), block);
-                    rows.zip(block.chunks_exact(tokens.len()))
-                        .map(|(row, z)| {
-                            let scaling = Scaling { inv_temperature: inv_temperature[row], banned };
-                            partial(z, tokens.start, &scaling, targets[row])
-                        })
-                        .collect()
-                })
+        let partials: Vec<Vec<Partial>> = parallel::map(r.div_ceil(TASK_ROWS) * chunks, |task| {
+            let first = task / chunks * TASK_ROWS;
+            let rows = first..(first + TASK_ROWS).min(r);
+            let tokens = logits.tokens(task % chunks);
+            with_scratch(rows.len() * tokens.len(), |block: &mut [f32]| {
+                logits.block(rows.clone(), tokens.clone(), block);
+                rows.zip(block.chunks_exact(tokens.len()))
+                    .map(|(row, z)| {
+                        let scaling = Scaling { inv_temperature: inv_temperature[row], banned };
+                        partial(z, tokens.start, &scaling, targets[row])
+                    })
+                    .collect()
             })
-            .collect();
+        });
         for row in 0..r {
             let group = row / TASK_ROWS * chunks;
             let result = combine(partials[group..group + chunks].iter().map(|rows| rows[row % TASK_ROWS]));

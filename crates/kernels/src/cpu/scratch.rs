@@ -21,7 +21,7 @@ thread_local! {
 
 /// Zeroed cache lines for at least `bytes` bytes; the pages are touched on first use.
 pub(crate) fn zeroed_lines(bytes: usize) -> Vec<Line> {
-    bytemuck::zeroed_vec(bytes.div_ceil(size_of::<Line>()))
+    crate::memory::zeroed(bytes.div_ceil(size_of::<Line>()))
 }
 
 /// Calls `f` with `len` values of UNSPECIFIED content. Calls nest; each gets its own buffer.

@@ -35,13 +35,10 @@ pub fn bits<E: Element>(x: &[E]) -> Vec<u32> {
     x.iter().map(|x| x.to_f32().to_bits()).collect()
 }
 
-/// Runs `job` in pools of 1, 2 and 5 threads and demands the same answer from all.
+/// Runs `job` on teams of 1, 2 and 5 threads and demands the same answer from all.
 #[track_caller]
 pub fn same_in_every_pool<R: PartialEq + Send>(what: &str, job: impl Fn() -> R + Sync) -> R {
-    let run = |threads| {
-        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("small pools can be made");
-        pool.install(&job)
-    };
+    let run = |threads| foveate_kernels::team::with_threads(threads, &job);
     let one = run(1);
     assert!(one == run(2), "{what}: two threads differ from one");
     assert!(one == run(5), "{what}: five threads differ from one");

@@ -11,6 +11,7 @@ use crate::cpu::scratch::with_scratch;
 use crate::element::bf16;
 use crate::isa::MatmulPath;
 use crate::parallel;
+use crate::team;
 use std::ops::Range;
 
 /// Packed B, or a range of its columns and of its k.
@@ -90,7 +91,7 @@ pub(crate) unsafe fn multiply_rows(
     bias: Option<&[f32]>,
     target: Target,
 ) {
-    let rows_at_once = ROWS_PER_THREAD * rayon::current_num_threads();
+    let rows_at_once = ROWS_PER_THREAD * team::num_threads();
     for first in (0..m).step_by(rows_at_once) {
         let rows = rows_at_once.min(m - first);
         with_scratch(pack::rows_len(rows, k), |packed: &mut [bf16]| {
@@ -113,7 +114,7 @@ pub(crate) unsafe fn multiply_packed(
     bias: Option<&[f32]>,
     target: Target,
 ) {
-    let threads = rayon::current_num_threads();
+    let threads = team::num_threads();
     let row_groups = rows.div_ceil(TASK_ROWS).max(1);
     let group_rows = rows.div_ceil(row_groups).next_multiple_of(PANEL);
     // More tasks than threads even out a machine that others use too, as long as a task is worth its start and, once
