@@ -85,7 +85,7 @@ fn time_attention<E: Element>() {
         let (mut out, mut lse) = (vec![E::default(); rows * width], vec![0.0; rows * heads.num_heads]);
         let mut d_qkv = vec![E::default(); qkv.len()];
         let queries = Queries::whole(&segments);
-        let view = |head: usize| Rows { data: &qkv[..], offset: head * 64, stride };
+        let view = |head: usize| Rows { data: &qkv[..], offset: head * 64, stride, head: 64 };
         let (q, k, v) = (view(0), view(heads.num_heads), view(heads.num_heads + heads.num_kv_heads));
         let forward = best(5, || attention(&heads, &queries, &segments, q, k, v, &mut out, &mut lse));
         let backward = best(5, || attention_backward(&heads, &segments, &qkv, &out, &lse, &d_out, &mut d_qkv));
@@ -110,9 +110,9 @@ fn time_attention<E: Element>() {
         (0..8).map(|i| Queries { first_row: i, num_rows: 1, segment: i + 1, first_position: 59 }).collect();
     let (q, kv) = (values::<E>(8 * 9 * 64), values::<E>(2200 * 6 * 64));
     let (mut out, mut lse) = (vec![E::default(); 8 * 9 * 64], vec![0.0; 8 * 9]);
-    let q = Rows { data: &q[..], offset: 0, stride: 9 * 64 };
-    let k = Rows { data: &kv[..], offset: 0, stride: 6 * 64 };
-    let v = Rows { data: &kv[..], offset: 3 * 64, stride: 6 * 64 };
+    let q = Rows { data: &q[..], offset: 0, stride: 9 * 64, head: 64 };
+    let k = Rows { data: &kv[..], offset: 0, stride: 6 * 64, head: 64 };
+    let v = Rows { data: &kv[..], offset: 3 * 64, stride: 6 * 64, head: 64 };
     let time = best(20, || attention(&text, &queries, &group, q, k, v, &mut out, &mut lse));
     println!("{:4} decoding step, prompt 1100 + 8 x 60, 9/3 heads: {time:.3} ms", E::NAME);
 }

@@ -119,7 +119,9 @@ pub fn matmul_cases() -> Vec<Measured> {
     for (m, k, n) in [(1024, 576, 1536), (1024, 1536, 576), (4096, 576, 3072), (32, 576, 1536), (1, 576, 1536)] {
         results.extend(bf16_case(m, k, n));
     }
-    results.push(streaming_case());
+    for (m, k, n) in [(1, 576, 3072), (16, 576, 1536), (32, 576, 3072), (32, 1536, 576), (32, 576, 576)] {
+        results.push(streaming_case(m, k, n));
+    }
     results.extend(f32_case(1024, 576, 1536));
     results.push(packing_case());
     results.extend(head_case());
@@ -152,8 +154,8 @@ fn bf16_case(m: usize, k: usize, n: usize) -> Vec<Measured> {
 }
 
 /// Decoding: weights that no cache holds, few rows.
-fn streaming_case() -> Measured {
-    let (m, k, n, layers) = (16, 576, 1536, 80);
+fn streaming_case(m: usize, k: usize, n: usize) -> Measured {
+    let layers = 70_000_000 / (k * n);
     let x = narrow(&numbers(m * k));
     let mut packed = PackedMatrix::new(k, n);
     packed.pack_transposed(&numbers(n * k));

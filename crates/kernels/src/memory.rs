@@ -19,10 +19,12 @@ pub fn zeroed<T: Zeroable>(len: usize) -> Vec<T> {
 fn prefer_huge_pages<T>(values: &[T]) {
     #[cfg(target_os = "linux")]
     {
-        let start = (values.as_ptr() as usize).next_multiple_of(HUGE);
-        let end = (values.as_ptr() as usize + size_of_val(values)) / HUGE * HUGE;
-        if start < end {
-            // SAFETY: the range lies inside one live allocation; the advice changes no contents.
+        const PAGE: usize = 4096;
+        if size_of_val(values) >= HUGE / 4 {
+            // Outwards to whole pages: neighbouring buffers then share the huge pages between them.
+            let start = values.as_ptr() as usize / PAGE * PAGE;
+            let end = (values.as_ptr() as usize + size_of_val(values)).next_multiple_of(PAGE);
+            // SAFETY: these pages belong to the allocator's live mapping; the advice changes no contents.
             unsafe { libc::madvise(start as *mut libc::c_void, end - start, libc::MADV_HUGEPAGE) };
         }
     }

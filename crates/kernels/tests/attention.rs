@@ -39,6 +39,7 @@ fn views<'a, E>(heads: &Heads, qkv: &'a [E]) -> [Rows<'a, E>; 3] {
         data: qkv,
         offset: head * heads.head_dim,
         stride: stride(heads),
+        head: heads.head_dim,
     })
 }
 
@@ -210,9 +211,9 @@ fn decoding<E: Element>(heads: &Heads, lens: &[u32], step: u32) {
                 }
                 segments[index].len = position + rows;
             }
-            let q = Rows { data: &qkv[..], offset: 0, stride: width };
-            let k = Rows { data: &store[..], offset: 0, stride: kv_width };
-            let v = Rows { data: &store[..], offset: kv_width / 2, stride: kv_width };
+            let q = Rows { data: &qkv[..], offset: 0, stride: width, head: heads.head_dim };
+            let k = Rows { data: &store[..], offset: 0, stride: kv_width, head: heads.head_dim };
+            let v = Rows { data: &store[..], offset: kv_width / 2, stride: kv_width, head: heads.head_dim };
             attention(heads, &queries, &segments, q, k, v, &mut out, &mut lse);
         }
     }

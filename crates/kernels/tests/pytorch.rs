@@ -213,7 +213,7 @@ fn attention_over_segments() {
             .collect();
         let (qkv, dy) = (file.floats("qkv"), file.floats("dy"));
         let stride = (sizes[0] + 2 * sizes[1]) * sizes[2];
-        let view = |head: usize| Rows { data: &qkv[..], offset: head * sizes[2], stride };
+        let view = |head: usize| Rows { data: &qkv[..], offset: head * sizes[2], stride, head: sizes[2] };
         let (q, k, v) = (view(0), view(sizes[0]), view(sizes[0] + sizes[1]));
         let (mut y, mut lse) = (vec![0f32; dy.len()], vec![0.0; dy.len() / sizes[2]]);
         attention(&heads, &Queries::whole(&segments), &segments, q, k, v, &mut y, &mut lse);

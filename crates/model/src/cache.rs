@@ -1,5 +1,6 @@
 //! Keys and values of tokens that were read before: one row a token and layer, in one store for many prompts and
-//! answers. Segments say which rows belong together.
+//! answers. Segments say which rows belong together. Each head has its rows one after the other, so that a block of
+//! keys is one run of memory.
 //! Knows rows; knows no prompts. Cost: two rows of key width for each token and layer.
 
 use std::cell::RefCell;
@@ -13,7 +14,7 @@ use crate::tape::same_type;
 /// The store. Rows are handed out by whoever decodes; a row is written once per layer, then only read.
 pub struct KeyValueStore {
     layers: Vec<RefCell<(Buffer, Buffer)>>,
-    key_width: usize,
+    num_rows: usize,
 }
 
 impl KeyValueStore {
@@ -22,7 +23,7 @@ impl KeyValueStore {
         let layers = (0..num_layers)
             .map(|_| RefCell::new((arena.take(kind, num_rows * key_width), arena.take(kind, num_rows * key_width))))
             .collect();
-        Self { layers, key_width }
+        Self { layers, num_rows }
     }
 
     /// Gives the memory back.
@@ -48,14 +49,19 @@ impl KeyValueStore {
     ) {
         let mut guard = self.layers[layer].borrow_mut();
         let (keys, values) = &mut *guard;
-        let key_width = self.key_width;
-        let query_width = heads.num_heads * heads.head_dim;
+        let Heads { num_heads, num_kv_heads, head_dim, .. } = *heads;
+        let (query_width, key_width) = (num_heads * head_dim, num_kv_heads * head_dim);
         let stride = query_width + 2 * key_width;
+        let plane = self.num_rows * head_dim;
         same_type!((qkv, x), (&mut *keys, keys), (&mut *values, values) => {
             for (row, &stored) in x.chunks_exact(stride).zip(rows) {
-                let at = stored as usize * key_width;
-                keys[at..at + key_width].copy_from_slice(&row[query_width..query_width + key_width]);
-                values[at..at + key_width].copy_from_slice(&row[query_width + key_width..]);
+                let (new_keys, new_values) = row[query_width..].split_at(key_width);
+                for head in 0..num_kv_heads {
+                    let at = head * plane + stored as usize * head_dim;
+                    let from = head * head_dim..(head + 1) * head_dim;
+                    keys[at..at + head_dim].copy_from_slice(&new_keys[from.clone()]);
+                    values[at..at + head_dim].copy_from_slice(&new_values[from]);
+                }
             }
         });
         match (qkv, &*keys, &*values, out) {
@@ -63,9 +69,9 @@ impl KeyValueStore {
                 heads,
                 queries,
                 segments,
-                Rows { data: x, offset: 0, stride },
-                Rows { data: keys, offset: 0, stride: key_width },
-                Rows { data: values, offset: 0, stride: key_width },
+                Rows { data: x, offset: 0, stride, head: head_dim },
+                Rows { data: keys, offset: 0, stride: head_dim, head: plane },
+                Rows { data: values, offset: 0, stride: head_dim, head: plane },
                 out,
                 lse,
             ),
@@ -73,9 +79,9 @@ impl KeyValueStore {
                 heads,
                 queries,
                 segments,
-                Rows { data: x, offset: 0, stride },
-                Rows { data: keys, offset: 0, stride: key_width },
-                Rows { data: values, offset: 0, stride: key_width },
+                Rows { data: x, offset: 0, stride, head: head_dim },
+                Rows { data: keys, offset: 0, stride: head_dim, head: plane },
+                Rows { data: values, offset: 0, stride: head_dim, head: plane },
                 out,
                 lse,
             ),

@@ -51,7 +51,11 @@ pub fn pick(logits_v: &[f32], spec: &SamplingSpec, stream: &Stream, position: u3
     let id = if spec.temperature > 0.0 {
         let truncated = spec.top_k > 0 || spec.top_p < 1.0 || spec.min_p > 0.0;
         let uniform = f64::from(stream.uniform(position));
-        if truncated { draw_truncated(logits_v, spec, uniform) } else { draw(logits_v, spec, uniform) }
+        if truncated {
+            draw_truncated(logits_v, spec, uniform)
+        } else {
+            head::draw(logits_v, inv_temperature, &spec.banned, uniform)
+        }
     } else {
         greedy(logits_v, &spec.banned)
     };
@@ -82,43 +86,7 @@ fn each_allowed(logits_v: &[f32], banned: &[u32], mut visit: impl FnMut(u32, f32
     }
 }
 
-/// Inverse of the cumulative distribution, in id order.
-fn draw(logits_v: &[f32], spec: &SamplingSpec, uniform: f64) -> u32 {
-    let mut max = f32::NEG_INFINITY;
-    each_allowed(logits_v, &spec.banned, |_, logit| max = max.max(logit));
-    let inv_temperature = spec.inv_temperature();
-    // Sums of blocks of 64 ids first, then the one block that holds the answer.
-    const BLOCK: usize = 64;
-    let mut masses = vec![0f32; logits_v.len()];
-    for (mass, logit) in masses.iter_mut().zip(logits_v) {
-        *mass = math::exp((logit - max) * inv_temperature);
-    }
-    for id in spec.banned.iter() {
-        if let Some(mass) = masses.get_mut(*id as usize) {
-            *mass = 0.0;
-        }
-    }
-    let sums: Vec<f64> = masses.chunks(BLOCK).map(|block| block.iter().map(|mass| f64::from(*mass)).sum()).collect();
-    let mut left = uniform * sums.iter().sum::<f64>();
-    let mut last = 0;
-    for (index, (sum, block)) in sums.iter().zip(masses.chunks(BLOCK)).enumerate() {
-        if left >= *sum {
-            left -= sum;
-            continue;
-        }
-        for (offset, mass) in block.iter().enumerate().filter(|(_, mass)| **mass > 0.0) {
-            last = index * BLOCK + offset;
-            left -= f64::from(*mass);
-            if left < 0.0 {
-                return last as u32;
-            }
-        }
-    }
-    // Rounding can leave a crumb after the last block: the last id with any mass takes it.
-    masses.iter().rposition(|mass| *mass > 0.0).unwrap_or(last) as u32
-}
-
-/// The same over the tokens that top-k, top-p and min-p leave, most probable first.
+/// Inverse of the cumulative distribution over the tokens that top-k, top-p and min-p leave, most probable first.
 fn draw_truncated(logits_v: &[f32], spec: &SamplingSpec, uniform: f64) -> u32 {
     let mut ranked: Vec<(f32, u32)> = Vec::with_capacity(logits_v.len());
     each_allowed(logits_v, &spec.banned, |id, logit| ranked.push((logit, id)));

@@ -359,7 +359,7 @@ impl<'w> Tape<'w> {
             Attend::Packed(segments) => {
                 let queries = Queries::whole(segments);
                 same_type!((self.value(qkv), x), (&mut out, y) => {
-                    let view = |offset| Rows { data: x, offset, stride };
+                    let view = |offset| Rows { data: x, offset, stride, head: heads.head_dim };
                     attention::attention(
                         &heads, &queries, segments, view(0), view(query_width), view(query_width + key_width), y,
                         &mut lse,

@@ -27,7 +27,7 @@ const LANES: usize = 16;
 /// Keys of a block. Part of the result: the running maximum and the sums advance block by block.
 const BLOCK: usize = 64;
 
-/// A view of a tensor's rows: row `r` begins at `data[offset + r * stride]`.
+/// A view of a tensor's rows: head `h` of row `r` begins at `data[offset + r * stride + h * head]`.
 #[derive(Clone, Copy, Debug)]
 pub struct Rows<'a, E> {
     /// The whole tensor.
@@ -36,13 +36,16 @@ pub struct Rows<'a, E> {
     pub offset: usize,
     /// Distance between rows.
     pub stride: usize,
+    /// Distance between heads: their width where heads lie side by side in a row, more where each head has its own
+    /// rows one after the other.
+    pub head: usize,
 }
 
 impl<'a, E> Rows<'a, E> {
-    /// `len` elements of row `row`, from its column `column` on.
+    /// The `len` elements of head `head` in row `row`.
     #[inline(always)]
-    fn at(&self, row: usize, column: usize, len: usize) -> &'a [E] {
-        &self.data[self.offset + row * self.stride + column..][..len]
+    fn at(&self, row: usize, head: usize, len: usize) -> &'a [E] {
+        &self.data[self.offset + row * self.stride + head * self.head..][..len]
     }
 }
 
@@ -104,7 +107,7 @@ mod tests {
         let segments = segments.map(|(start, len, parent)| Segment { start, len, parent });
         let stream = Stream::new(5, Purpose::Test, 0, 0, 0);
         let qkv: Vec<E> = (0..163 * 400).map(|at| E::from_f32(stream.normal(at))).collect();
-        let view = |head: usize| Rows { data: &qkv[..], offset: head * 40, stride: 400 };
+        let view = |head: usize| Rows { data: &qkv[..], offset: head * 40, stride: 400, head: 40 };
         let (mut out, mut lse) = (vec![E::default(); 163 * 240], vec![0.0; 163 * 6]);
         let queries = Queries::whole(&segments);
         attention_on(path, &heads, &queries, &segments, view(0), view(6), view(8), &mut out, &mut lse);

@@ -412,6 +412,48 @@ pub fn logprob_from_logits(logits_v: &[f32], target: u32, inv_temperature: f32, 
     (result.logprob, result.entropy)
 }
 
+/// A token drawn from one full row of [`head_logits`]: the inverse of the cumulative distribution at `uniform`, in the
+/// order of ids. Banned tokens are never drawn while any other has probability.
+pub fn draw(logits_v: &[f32], inv_temperature: f32, banned: &[u32], uniform: f64) -> u32 {
+    /// Tokens that are summed together, so that most of the row is skipped in steps of this size.
+    const BLOCK: usize = 64;
+    with_scratch(logits_v.len(), |masses: &mut [f32]| {
+        masses.copy_from_slice(logits_v);
+        for id in banned {
+            if let Some(mass) = masses.get_mut(*id as usize) {
+                *mass = f32::NEG_INFINITY;
+            }
+        }
+        softmax::exponentials(masses, inv_temperature);
+        with_scratch(masses.len().div_ceil(BLOCK), |sums: &mut [f64]| {
+            for (sum, block) in sums.iter_mut().zip(masses.chunks(BLOCK)) {
+                *sum = softmax::block_sum(block);
+            }
+            let mut left = uniform * sums.iter().sum::<f64>();
+            for (index, (sum, block)) in sums.iter().zip(masses.chunks(BLOCK)).enumerate() {
+                if left >= *sum {
+                    left -= sum;
+                    continue;
+                }
+                let mut last = None;
+                for (offset, mass) in block.iter().enumerate().filter(|(_, mass)| **mass > 0.0) {
+                    last = Some((index * BLOCK + offset) as u32);
+                    left -= f64::from(*mass);
+                    if left < 0.0 {
+                        break;
+                    }
+                }
+                // Rounding can leave a crumb at the end of a block: its last id with any mass takes it.
+                if let Some(id) = last {
+                    return id;
+                }
+            }
+            // A crumb after the last block, or a row without a single number.
+            masses.iter().rposition(|mass| *mass > 0.0).unwrap_or(0) as u32
+        })
+    })
+}
+
 fn check_columns(r: usize, v: usize, targets: &[u32], banned: &[u32], columns: &[&[f32]]) {
     assert!(columns.iter().all(|column| column.len() == r), "every column has one entry per row");
     assert!(targets.iter().all(|&target| (target as usize) < v), "targets are in the vocabulary");

@@ -11,6 +11,7 @@ use crate::element::Element;
 use crate::isa::{MatmulPath, matmul_path};
 use crate::parallel::for_chunks;
 use crate::segment::{Queries, Segment};
+use crate::team;
 use std::marker::PhantomData;
 
 /// Attention of `queries` over `segments`.
@@ -49,8 +50,16 @@ pub(super) fn attention_on<E: Element>(
     assert_eq!(out.len() / width, lse.len() / heads.num_heads, "attention: out and lse have different rows");
     let plan = plan::forward(heads, queries, segments);
     let call = Call { heads, segments, q, k, v, out: SharedMut::new(out), lse: SharedMut::new(lse) };
+    let ahead = team::num_threads();
     for_chunks(plan.tasks.len(), 1, |range| {
-        for task in &plan.tasks[range] {
+        for (index, task) in range.clone().zip(&plan.tasks[range]) {
+            if index < ahead {
+                call.fetch(&plan, task, path);
+            }
+            // The task that this thread is likely to take next.
+            if let Some(next) = plan.tasks.get(index + ahead) {
+                call.fetch(&plan, next, path);
+            }
             let tiles = (task.num_rows * heads.group()).div_ceil(LANES);
             let d = heads.head_dim;
             #[cfg(target_arch = "x86_64")]
@@ -94,11 +103,34 @@ struct Call<'a, E> {
     lse: SharedMut<'a, f32>,
 }
 
+/// Bytes of keys, and of values, that are fetched for a task beforehand; what is longer than that the hardware
+/// recognises as a run.
+const FETCHED: usize = 16 << 10;
+
 impl<E: Element> Call<'_, E> {
+    /// Asks for the keys and values of a task, where each head has its rows one after the other: decoding reads every
+    /// one of them once, from memory.
+    fn fetch(&self, plan: &Plan, task: &Task, path: MatmulPath) {
+        let d = self.heads.head_dim;
+        #[cfg(target_arch = "x86_64")]
+        if super::amx::available::<E>(path) && self.k.stride == d && self.v.stride == d {
+            let own = task.parts.iter().map(|part| part.segment);
+            for segment in plan.chains[task.chain].iter().map(|ancestor| *ancestor as usize).chain(own) {
+                let Segment { start, len, .. } = self.segments[segment];
+                let len = (len as usize * d).min(FETCHED / size_of::<E>());
+                for rows in [&self.k, &self.v] {
+                    let from = rows.offset + start as usize * d + task.kv_head * rows.head;
+                    super::amx::fetch(&rows.data[from..from + len]);
+                }
+            }
+        }
+        let _ = (plan, task, path, d);
+    }
+
     fn run(&self, plan: &Plan, task: &Task, tiles: usize, unit: &mut impl Unit<E>) {
         let Heads { num_heads, head_dim: d, .. } = *self.heads;
         let group = self.heads.group();
-        self.for_lanes(task, |lane, row, head| unit.load_query(lane, self.q.at(row, head * d, d)));
+        self.for_lanes(task, |lane, row, head| unit.load_query(lane, self.q.at(row, head, d)));
         unit.start();
         // How many rows of the segment under visit each lane sees.
         let mut limits = vec![[0u32; LANES]; tiles];
@@ -151,12 +183,11 @@ impl<E: Element> Call<'_, E> {
         visible: &mut Vec<Visible>,
         unit: &mut impl Unit<E>,
     ) {
-        let at = kv_head * self.heads.head_dim;
         let scale2 = self.heads.scale * std::f32::consts::LOG2_E;
         let start = self.segments[segment].start as usize;
         let end = limits.as_flattened().iter().copied().max().unwrap_or(0) as usize;
         for first in (0..end).step_by(BLOCK) {
-            let from = |rows: &Rows<'_, E>| rows.offset + (start + first) * rows.stride + at;
+            let from = |rows: &Rows<'_, E>| rows.offset + (start + first) * rows.stride + kv_head * rows.head;
             let (k, v) = (&self.k.data[from(&self.k)..], &self.v.data[from(&self.v)..]);
             unit.load_block(k, v, [self.k.stride, self.v.stride], (end - first).min(BLOCK));
             visible.clear();

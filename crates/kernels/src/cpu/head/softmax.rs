@@ -105,6 +105,44 @@ fn fold_lanes(mut lanes: [f32; LANES], f: impl Fn(f32, f32) -> f32) -> f32 {
 }
 
 multiversion! {
+    /// z becomes e^((z − max z) · factor).
+    pub(super) fn exponentials(z: &mut [f32], factor: f32) {
+        let mut largest = [f32::NEG_INFINITY; MAX_LANES];
+        let mut parts = z.chunks_exact(MAX_LANES);
+        for part in &mut parts {
+            for lane in 0..MAX_LANES {
+                largest[lane] = if part[lane] > largest[lane] { part[lane] } else { largest[lane] };
+            }
+        }
+        let rest = parts.remainder().iter().chain(&largest);
+        let max = rest.fold(f32::NEG_INFINITY, |a, &b| if b > a { b } else { a });
+        for z in z {
+            let below = (*z - max) * factor;
+            // Also where everything is banned, or nothing is a number.
+            *z = if below >= LOWEST { exp(below) } else { 0.0 };
+        }
+    }
+}
+
+multiversion! {
+    /// Sum of one block, always in the same order.
+    pub(super) fn block_sum(masses: &[f32]) -> f64 {
+        const LANES: usize = 16;
+        let mut lanes = [0f64; LANES];
+        let mut parts = masses.chunks_exact(LANES);
+        for part in &mut parts {
+            for lane in 0..LANES {
+                lanes[lane] += f64::from(part[lane]);
+            }
+        }
+        for (lane, mass) in lanes.iter_mut().zip(parts.remainder()) {
+            *lane += f64::from(*mass);
+        }
+        lanes.iter().sum()
+    }
+}
+
+multiversion! {
     fn statistics(z: &[f32; CHUNK]) -> (f32, f32, f32) {
         // So many lanes that the compiler keeps the loop over them; it unrolls shorter ones into scalars.
         let mut largest = [f32::NEG_INFINITY; MAX_LANES];

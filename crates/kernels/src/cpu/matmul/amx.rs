@@ -46,6 +46,8 @@ impl Tiles {
         // SAFETY: as promised by the caller; tiles are configured as long as `self` lives.
         unsafe {
             match (block.num_tiles, block.fresh) {
+                (2, true) if block.streamed => tall_stream(block),
+                (_, true) if block.streamed => short_stream(block),
                 (2, true) => tall_fresh(block),
                 (2, false) => tall_more(block),
                 (_, true) => short_fresh(block),
@@ -88,7 +90,7 @@ impl Drop for Tiles {
 /// The loop over steps between a start and an end. Each step also asks for four lines of the B that comes next and for
 /// two rows of the output: spread out like this the requests hide behind the products, in one burst they would not.
 macro_rules! kernel {
-    ($name:ident, [$($start:literal),*], [$($step:literal),*], [$($end:literal),*]) => {
+    ($name:ident, [$($start:literal),*], [$($step:literal),*], [$($fetch:literal),*], [$($end:literal),*]) => {
         unsafe fn $name(block: &Block) {
             // SAFETY: tile loads and stores stay within the operands that the caller vouches for; prefetches never
             // fault.
@@ -97,17 +99,13 @@ macro_rules! kernel {
                     $($start,)*
                     "2:",
                     $($step,)*
-                    "prefetcht1 [{next}]",
-                    "prefetcht1 [{next} + 64]",
+                    $($fetch,)*
                     "prefetchw [{out}]",
                     "prefetchw [{out} + {second}]",
                     "add {out}, {row}",
-                    "prefetcht1 [{next} + 128]",
-                    "prefetcht1 [{next} + 192]",
                     "prefetchw [{out}]",
                     "prefetchw [{out} + {second}]",
                     "add {out}, {row}",
-                    "add {next}, 256",
                     "add {a}, 2048",
                     "add {b}, 2048",
                     "dec {steps}",
@@ -133,8 +131,34 @@ macro_rules! kernel {
     };
 }
 
+/// A little of the B that comes next, a few lines per step.
+macro_rules! a_little {
+    ($kernel:ident, $name:ident, $($start:literal),*) => {
+        $kernel!($name, [
+            "prefetcht1 [{next}]",
+            "prefetcht1 [{next} + 64]",
+            "prefetcht1 [{next} + 128]",
+            "prefetcht1 [{next} + 192]",
+            "add {next}, 256"
+        ], $($start),*);
+    };
+}
+
+/// All of the B that comes later, a step's worth per step.
+macro_rules! all {
+    ($kernel:ident, $name:ident, $($start:literal),*) => {
+        $kernel!($name, [
+            ".irp offset, 0, 64, 128, 192, 256, 320, 384, 448, 512, 576, 640, 704, 768, 832, 896, 960",
+            "prefetcht1 [{next} + \\offset]",
+            "prefetcht1 [{next} + \\offset + 1024]",
+            ".endr",
+            "add {next}, 2048"
+        ], $($start),*);
+    };
+}
+
 macro_rules! tall {
-    ($name:ident, $($start:literal),*) => {
+    ($name:ident, [$($fetch:literal),*], $($start:literal),*) => {
         kernel!(
             $name,
             [$($start),*],
@@ -148,6 +172,7 @@ macro_rules! tall {
                 "tdpbf16ps tmm2, tmm5, tmm6",
                 "tdpbf16ps tmm3, tmm5, tmm7"
             ],
+            [$($fetch),*],
             [
                 "tilestored [{c} + {stride}], tmm0",
                 "tilestored [{c} + {stride} + 64], tmm1",
@@ -159,7 +184,7 @@ macro_rules! tall {
 }
 
 macro_rules! short {
-    ($name:ident, $($start:literal),*) => {
+    ($name:ident, [$($fetch:literal),*], $($start:literal),*) => {
         kernel!(
             $name,
             [$($start),*],
@@ -170,18 +195,22 @@ macro_rules! short {
                 "tdpbf16ps tmm0, tmm4, tmm6",
                 "tdpbf16ps tmm1, tmm4, tmm7"
             ],
+            [$($fetch),*],
             ["tilestored [{c} + {stride}], tmm0", "tilestored [{c} + {stride} + 64], tmm1", "/* {low} */"]
         );
     };
 }
 
-tall!(tall_fresh, "tilezero tmm0", "tilezero tmm1", "tilezero tmm2", "tilezero tmm3");
-tall!(
+a_little!(tall, tall_fresh, "tilezero tmm0", "tilezero tmm1", "tilezero tmm2", "tilezero tmm3");
+all!(tall, tall_stream, "tilezero tmm0", "tilezero tmm1", "tilezero tmm2", "tilezero tmm3");
+a_little!(
+    tall,
     tall_more,
     "tileloadd tmm0, [{c} + {stride}]",
     "tileloadd tmm1, [{c} + {stride} + 64]",
     "tileloadd tmm2, [{low} + {stride}]",
     "tileloadd tmm3, [{low} + {stride} + 64]"
 );
-short!(short_fresh, "tilezero tmm0", "tilezero tmm1");
-short!(short_more, "tileloadd tmm0, [{c} + {stride}]", "tileloadd tmm1, [{c} + {stride} + 64]");
+a_little!(short, short_fresh, "tilezero tmm0", "tilezero tmm1");
+all!(short, short_stream, "tilezero tmm0", "tilezero tmm1");
+a_little!(short, short_more, "tileloadd tmm0, [{c} + {stride}]", "tileloadd tmm1, [{c} + {stride} + 64]");

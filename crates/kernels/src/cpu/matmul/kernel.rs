@@ -28,6 +28,8 @@ pub(super) struct Block {
     pub(super) fresh: bool,
     /// Part of B that is wanted soon: 256 bytes per step are prefetched from here on. Need not be valid.
     pub(super) next: *const bf16,
+    /// B comes from memory and is read once: all 2048 bytes per step are prefetched from `next` on.
+    pub(super) streamed: bool,
     /// Lines that are written soon, of the output or of the next block's sums: two rows per step are prefetched. Need
     /// not be valid.
     pub(super) output: OutputLines,

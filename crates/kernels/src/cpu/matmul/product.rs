@@ -75,6 +75,10 @@ const SLICE_STEPS: usize = 20;
 /// Panels that a task takes through all slices together. Their sums take 512 KiB of the second-level cache; fewer
 /// would have the slices of A read again more often.
 const PANELS_TOGETHER: usize = 8;
+/// Steps of B, 2 KiB each, that are worth a task of their own when they come from memory.
+const STREAM_STEPS: usize = 64;
+/// How far ahead of the products B is asked for when it comes from memory, in elements: 32 KiB.
+const STREAM_AHEAD: usize = 1 << 14;
 /// Blocks of 32x32x32 that are worth a task of their own, about 10 microseconds of AMX.
 const TASK_BLOCKS: usize = 400;
 
@@ -120,7 +124,9 @@ pub(crate) unsafe fn multiply_packed(
     // More tasks than threads even out a machine that others use too, as long as a task is worth its start and, once
     // there is one for every thread, wide enough to pay for reading its rows.
     let blocks = rows.div_ceil(PANEL) * b.panels * b.steps;
-    let wanted = (blocks / TASK_BLOCKS).min(4 * threads).div_ceil(row_groups);
+    // A single block of rows waits for B to come from memory; bytes count then, not products.
+    let worthwhile = if rows <= PANEL { b.panels * b.steps / STREAM_STEPS } else { blocks / TASK_BLOCKS };
+    let wanted = worthwhile.min(4 * threads).div_ceil(row_groups);
     let wide_enough = b.panels.div_ceil(PANELS_TOGETHER).max(threads.div_ceil(row_groups));
     let panels_per_task = b.panels.div_ceil(wanted.min(wide_enough).max(1)).max(1);
     let panel_groups = b.panels.div_ceil(panels_per_task);
@@ -164,10 +170,11 @@ unsafe fn multiply_panels(
     bias: Option<&[f32]>,
     target: Target,
 ) {
-    let slices = b.steps.div_ceil(SLICE_STEPS).max(1);
+    let blocks = rows.div_ceil(PANEL);
+    // A panel that only one block reads is read once, whole and in the order of memory.
+    let slices = if blocks <= 1 { 1 } else { b.steps.div_ceil(SLICE_STEPS).max(1) };
     let slice_steps = b.steps.div_ceil(slices);
     let task = PanelTask { a, rows, b, bias, target, kernel: Kernel::new(path) };
-    let blocks = rows.div_ceil(PANEL);
     assert!(a.len() >= blocks * task.a_stride(), "packed rows are complete");
     if slices == 1 {
         // A block is finished at once, and all blocks share one buffer.
@@ -225,7 +232,9 @@ impl PanelTask<'_> {
         let (whole, last) = (steps.len() == b.steps, steps.end == b.steps);
         let direct = whole && bias.is_none() && !steps.is_empty();
         let b_slice = b.slice(panel, steps.clone());
-        let next = b.slice_start(next, steps.start);
+        let streamed = rows <= PANEL;
+        let next =
+            if streamed { b_slice.as_ptr().wrapping_add(STREAM_AHEAD) } else { b.slice_start(next, steps.start) };
         let buffers = sums.len() / BLOCK_LEN;
         for index in 0..rows.div_ceil(PANEL) {
             let row = index * PANEL;
@@ -244,6 +253,7 @@ impl PanelTask<'_> {
                 fresh: steps.start == 0,
                 // Eight blocks fetch all of the next slice; further ones look at what is there already.
                 next: next.wrapping_add(index % 8 * steps.len() * 128),
+                streamed,
                 output: if last { target.lines(place) } else { OutputLines::of_buffer(c.wrapping_add(BLOCK_LEN)) },
             };
             if steps.is_empty() {
