@@ -295,7 +295,11 @@ impl Layout {
     pub fn build_on(mut self, mut master: Vec<f32>) -> Weights {
         self.align();
         let base = if master.is_empty() { self.len } else { master.len() };
-        master.resize(self.len, 0.0);
+        if master.is_empty() {
+            master = memory::zeroed(self.len);
+        } else {
+            master.resize(self.len, 0.0);
+        }
         let packed = self.linears.iter().map(|_| Packed::default()).collect();
         let mut owners = vec![Vec::new(); self.infos.len()];
         for (index, linear) in self.linears.iter().enumerate() {
