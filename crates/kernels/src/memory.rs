@@ -2,6 +2,7 @@
 //! step, and with pages of 4 KiB the walk is limited by looking up addresses.
 //! Knows the allocator's and the system's habits; knows nothing of tensors. Cost: one system call per buffer.
 
+use crate::cpu::scratch::Line;
 use bytemuck::Zeroable;
 
 /// Pages that Linux calls huge on x86-64 and most of AArch64.
@@ -32,6 +33,59 @@ fn prefer_huge_pages<T>(values: &[T]) {
     let _ = values;
 }
 
+/// Zeroed bytes that keep their place, on huge pages of their own where that pays: for what is read from end to end,
+/// once a token.
+#[derive(Debug)]
+pub(crate) enum Bytes {
+    /// Small: from the allocator.
+    Heap(Vec<Line>),
+    /// Whole huge pages from the system, and how many bytes of them are used.
+    Mapped(memmap2::MmapMut, usize),
+}
+
+impl Bytes {
+    /// At least `len` bytes, up to the next cache line.
+    pub(crate) fn new(len: usize) -> Self {
+        let len = len.next_multiple_of(size_of::<Line>());
+        // Below half a huge page the rest of it would be wasted; where the system gives none, the allocator does.
+        if len >= HUGE / 2
+            && let Ok(map) = memmap2::MmapMut::map_anon(len.next_multiple_of(HUGE))
+        {
+            #[cfg(target_os = "linux")]
+            let _ = map.advise(memmap2::Advice::HugePage);
+            return Self::Mapped(map, len);
+        }
+        Self::Heap(zeroed(len / size_of::<Line>()))
+    }
+}
+
+impl Clone for Bytes {
+    fn clone(&self) -> Self {
+        let mut bytes = Self::new(self.len());
+        bytes.copy_from_slice(self);
+        bytes
+    }
+}
+
+impl std::ops::Deref for Bytes {
+    type Target = [u8];
+    fn deref(&self) -> &[u8] {
+        match self {
+            Self::Heap(lines) => bytemuck::cast_slice(lines),
+            Self::Mapped(map, len) => &map[..*len],
+        }
+    }
+}
+
+impl std::ops::DerefMut for Bytes {
+    fn deref_mut(&mut self) -> &mut [u8] {
+        match self {
+            Self::Heap(lines) => bytemuck::cast_slice_mut(lines),
+            Self::Mapped(map, len) => &mut map[..*len],
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -42,6 +96,18 @@ mod tests {
             let values = zeroed::<f32>(len);
             assert_eq!(values.len(), len);
             assert!(values.iter().all(|&value| value == 0.0));
+        }
+    }
+
+    #[test]
+    fn bytes_hold_what_is_written_in_either_place() {
+        for len in [1, 64, HUGE / 2, HUGE + 1] {
+            let mut bytes = Bytes::new(len);
+            assert!(bytes.len() >= len && bytes.iter().all(|&byte| byte == 0));
+            assert_eq!(bytes.as_ptr() as usize % 64, 0);
+            let last = bytes.len() - 1;
+            bytes[last] = 7;
+            assert_eq!(bytes.clone()[last], 7);
         }
     }
 }

@@ -21,9 +21,10 @@ pub(crate) use kernel::peak_rate;
 pub(crate) use product::{Columns, multiply_rows, multiply_serial};
 pub(crate) use target::{Sink, Target};
 
-use crate::cpu::scratch::{Line, with_scratch, zeroed_lines};
+use crate::cpu::scratch::with_scratch;
 use crate::element::{Element, bf16};
 use crate::isa::{MatmulPath, matmul_path};
+use crate::memory::Bytes;
 use crate::parallel;
 
 /// B operand of X·B for bf16, packed for the matrix unit: panels of 32 columns, in each of them pairs of k side by
@@ -32,13 +33,13 @@ use crate::parallel;
 pub struct PackedMatrix {
     k: usize,
     n: usize,
-    lines: Vec<Line>,
+    bytes: Bytes,
 }
 
 impl PackedMatrix {
     /// A zeroed matrix of `k` rows and `n` columns; its memory never moves afterwards.
     pub fn new(k: usize, n: usize) -> Self {
-        Self { k, n, lines: zeroed_lines(pack::panels_len(k, n) * size_of::<bf16>()) }
+        Self { k, n, bytes: Bytes::new(pack::panels_len(k, n) * size_of::<bf16>()) }
     }
 
     /// Rows, the dimension that a product sums over.
@@ -53,7 +54,7 @@ impl PackedMatrix {
 
     /// Bytes held.
     pub fn bytes(&self) -> usize {
-        self.lines.len() * size_of::<Line>()
+        self.bytes.len()
     }
 
     /// B = Wᵀ for a row-major f32 master weight `[n, k]`, rounded to bf16 (forward: y = x Wᵀ).
@@ -71,11 +72,11 @@ impl PackedMatrix {
     }
 
     fn panels_mut(&mut self) -> &mut [bf16] {
-        bytemuck::cast_slice_mut(&mut self.lines)
+        bytemuck::cast_slice_mut(&mut self.bytes)
     }
 
     pub(crate) fn columns(&self) -> Columns<'_> {
-        Columns::new(bytemuck::cast_slice(&self.lines), self.k, self.n)
+        Columns::new(bytemuck::cast_slice(&self.bytes), self.k, self.n)
     }
 }
 

@@ -15,7 +15,7 @@ pub mod matmul;
 pub mod norm;
 pub mod pixel_shuffle;
 pub mod rope;
-mod scratch;
+pub(crate) mod scratch;
 mod shared;
 pub mod sums;
 mod vector;
