@@ -1,4 +1,5 @@
-"""Makes every committed fixture anew: `python tools/make_fixtures.py [models] [parity] [ops] [pictures] [templates]`.
+"""Makes every committed fixture anew: `python tools/make_fixtures.py [PART ..]`, parts: models parity families
+ops pictures templates.
 
 Python is the oracle here and nowhere else: building, testing and running foveate never calls it. Needs torch,
 torchvision, transformers, tokenizers, safetensors, pillow, numpy and num2words in the versions of
@@ -40,6 +41,13 @@ def main() -> None:
         for name in MAKERS:
             make_parity(name, FIXTURES / "models", FIXTURES / "images", FIXTURES / "parity")
             print("parity", name)
+    if chosen("families"):
+        from fixture_families import TEXT_MAKERS, make_family_parity
+
+        for name, make in TEXT_MAKERS.items():
+            make(FIXTURES / "models" / name)
+            make_family_parity(name, FIXTURES / "models", FIXTURES / "images", FIXTURES / "parity")
+            print("family", name)
     if chosen("ops"):
         from fixture_ops import make_ops
 

@@ -10,6 +10,7 @@ use foveate_kernels::cpu::elementwise::{accumulate, add_assign, convert};
 use foveate_kernels::cpu::embed::{
     embed, embed_backward, gather_rows, place_rows, place_rows_backward, scatter_rows_add,
 };
+use foveate_kernels::cpu::head_norm::{NormedHeads, head_norm, head_norm_backward};
 use foveate_kernels::cpu::interpolate::{Interpolation, interpolate_positions, interpolate_positions_backward};
 use foveate_kernels::cpu::norm::{layer_norm, layer_norm_backward, rms_norm, rms_norm_backward};
 use foveate_kernels::cpu::pixel_shuffle::{im2col, pixel_shuffle, pixel_shuffle_backward};
@@ -73,6 +74,44 @@ fn layer<E: Element>(rows: usize, d: usize) {
     check("layer_norm dx", &dx, &by_x, 2e-5);
     check("layer_norm dw", &dw, &by_w, 2e-5);
     check("layer_norm db", &db, &by_b, 2e-5);
+}
+
+fn heads<E: Element>(rows: usize, d: usize, queries: usize, keys: usize) {
+    let heads = NormedHeads { width: (queries + 2 * keys) * d, queries, keys, head_dim: d };
+    let (wq, wk) = (values::<f32>(2, d), values::<f32>(4, d));
+    let (x, dy) = (values::<E>(1, rows * heads.width), values::<E>(3, rows * heads.width));
+    let (y, dx, dq, dk) = same_in_every_pool("head_norm", || {
+        let (mut y, mut rstd) = (vec![E::default(); x.len()], vec![0.0; rows * heads.count()]);
+        head_norm(&heads, &x, [&wq, &wk], 1e-5, &mut y, &mut rstd);
+        let (mut dx, mut dq, mut dk) = (dy.clone(), vec![1.0; d], vec![1.0; d]);
+        head_norm_backward(&heads, &mut dx, &x, [&wq, &wk], &rstd, [Some(&mut dq), Some(&mut dk)]);
+        let (mut frozen, mut only) = (dy.clone(), vec![1.0; d]);
+        head_norm_backward(&heads, &mut frozen, &x, [&wq, &wk], &rstd, [None, Some(&mut only)]);
+        assert_eq!(bits(&frozen), bits(&dx));
+        assert_eq!(bits(&only), bits(&dk));
+        (y, dx, dq, dk)
+    });
+    let (x, wq, wk, dy) = (wide(&x), wide(&wq), wide(&wk), wide(&dy));
+    let formula =
+        |x: &[f64], wq: &[f64], wk: &[f64]| reference::norm::head_norm(x, heads.width, queries, keys, [wq, wk], 1e-5);
+    check("head_norm", &y, &formula(&x, &wq, &wk), 1e-6);
+    if x.len() > 2000 {
+        return;
+    }
+    check("head_norm dx", &dx, &finite_differences(&x, |x| dot(&formula(x, &wq, &wk), &dy)), 2e-6);
+    let by_q = finite_differences(&wq, |wq| dot(&formula(&x, wq, &wk), &dy));
+    let by_k = finite_differences(&wk, |wk| dot(&formula(&x, &wq, wk), &dy));
+    // The gradients were added to ones.
+    check("head_norm dq", &dq, &by_q.iter().map(|g| g + 1.0).collect::<Vec<_>>(), 2e-6);
+    check("head_norm dk", &dk, &by_k.iter().map(|g| g + 1.0).collect::<Vec<_>>(), 2e-6);
+}
+
+#[test]
+fn norms_of_heads() {
+    for (rows, d, queries, keys) in [(1, 8, 1, 1), (3, 16, 3, 1), (2, 33, 2, 2), (150, 24, 4, 2)] {
+        heads::<f32>(rows, d, queries, keys);
+        heads::<bf16>(rows, d, queries, keys);
+    }
 }
 
 #[test]

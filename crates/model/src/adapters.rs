@@ -7,7 +7,8 @@
 use std::path::Path;
 
 use crate::error::ModelError;
-use crate::policy::{Family, Policy};
+use crate::families::Family;
+use crate::policy::Policy;
 use crate::weights::{Layout, Part, Trainable};
 
 /// Which matrices get adapters, and how large.
@@ -71,7 +72,7 @@ impl Policy {
         }
         let mut layout = Layout::default();
         let family = Family::declare(&mut layout, Path::new("config.json"), self.config())?;
-        let head = family.decoder().head;
+        let head = family.decoder.head;
         let mut met = vec![false; spec.targets.len()];
         let mut found = 0;
         for (id, part) in layout.matrices() {

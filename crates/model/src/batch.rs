@@ -7,7 +7,8 @@ use std::sync::Arc;
 
 pub use foveate_kernels::segment::Segment;
 
-/// One picture, or one cut of it, as the vision tower sees it.
+/// One picture, or one cut of it, as the vision tower sees it. Families with towers of variable size take a picture as
+/// one tile.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Tile {
     /// Rows of pixels.
@@ -16,6 +17,29 @@ pub struct Tile {
     pub width: u32,
     /// Normalised values, `[3, height, width]`.
     pub pixels: Vec<f32>,
+    /// On the first tile of a picture whose features depend on how its tiles lie; `None` where every tile stands for
+    /// itself.
+    pub cuts: Option<Cuts>,
+}
+
+/// How the tiles that follow this one make up a picture (any-resolution families).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Cuts {
+    /// Rows of tiles that follow.
+    pub rows: u32,
+    /// Columns of tiles that follow, row by row.
+    pub columns: u32,
+    /// Rows of pixels before the picture was fitted into the tiles.
+    pub picture_height: u32,
+    /// Columns of pixels before the picture was fitted into the tiles.
+    pub picture_width: u32,
+}
+
+impl Tile {
+    /// A tile that stands for itself.
+    pub fn new(height: u32, width: u32, pixels: Vec<f32>) -> Tile {
+        Tile { height, width, pixels, cuts: None }
+    }
 }
 
 /// A rendered prompt: what the model reads before it answers.
@@ -38,7 +62,7 @@ pub struct PromptInput {
 pub struct TokenBatch {
     /// Token ids, `T` of them.
     pub ids: Vec<u32>,
-    /// Position of each token in its own text (rotary angle), `T`.
+    /// Place of each token in its own text, `T`; families turn it into rotary positions.
     pub positions: Vec<u32>,
     /// Who sees whom; together the segments cover the `T` rows in order.
     pub segments: Vec<Segment>,

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use serde_json::Value;
 
 use crate::error::ModelError;
+use crate::positions::Rope;
 
 /// One object of a configuration, with the place it came from for messages.
 pub struct Keys<'a> {
@@ -63,6 +64,14 @@ impl<'a> Keys<'a> {
         self.get(key).map(|value| value.as_bool().ok_or_else(|| self.wrong(key, "true or false"))).transpose()
     }
 
+    /// A list of whole numbers below 2^24, if present.
+    pub fn sizes(&self, key: &str) -> Result<Option<Vec<usize>>, ModelError> {
+        let Some(value) = self.get(key) else { return Ok(None) };
+        let size = |value: &Value| value.as_u64().filter(|size| *size < 1 << 24).map(|size| size as usize);
+        let sizes: Option<Vec<usize>> = value.as_array().and_then(|list| list.iter().map(size).collect());
+        sizes.map(Some).ok_or_else(|| self.wrong(key, "a list of whole numbers"))
+    }
+
     /// A word, if present.
     pub fn word(&self, key: &str) -> Option<&'a str> {
         self.get(key).and_then(Value::as_str)
@@ -74,19 +83,25 @@ impl<'a> Keys<'a> {
     }
 }
 
-/// Inverse frequencies of a rotary embedding over `head_dim`, one for each pair of dimensions.
+/// Rotary frequencies over `head_dim`, one for each pair of values, and the axis that each follows.
 ///
 /// `rope_type` default and llama3 (frequency-dependent interpolation, Llama 3.1 release notes); linear divides all.
-pub fn inverse_frequencies(text: &Keys, head_dim: usize) -> Result<Vec<f32>, ModelError> {
+/// `mrope_section` says how many frequencies belong to time, height and width: in blocks, or `interleaved` in turns
+/// (time takes what the other two leave).
+pub fn rotary(text: &Keys, head_dim: usize, default_theta: f64, interleaved: bool) -> Result<Rope, ModelError> {
     // transformers 5 writes rope_parameters, earlier versions rope_theta beside rope_scaling.
     let parameters = text.section("rope_parameters");
     let scaling = if text.get("rope_parameters").is_some() { parameters } else { text.section("rope_scaling") };
-    let theta = text.number("rope_theta", scaling.number("rope_theta", 10000.0)?)?;
+    let theta = text.number("rope_theta", scaling.number("rope_theta", default_theta)?)?;
+    if text.number("partial_rotary_factor", scaling.number("partial_rotary_factor", 1.0)?)? != 1.0 {
+        return Err(text.problem("a partial_rotary_factor is not supported".into(), "supported: whole heads rotate"));
+    }
     let mut frequencies: Vec<f64> =
         (0..head_dim / 2).map(|i| 1.0 / theta.powf((2 * i) as f64 / head_dim as f64)).collect();
     let kind = scaling.word("rope_type").or(scaling.word("type")).unwrap_or("default");
     match kind {
-        "default" => {}
+        // Qwen2-VL's name for several axes; the frequencies are the ordinary ones.
+        "default" | "mrope" => {}
         "linear" => {
             let factor = scaling.number("factor", 1.0)?;
             frequencies.iter_mut().for_each(|frequency| *frequency /= factor);
@@ -112,5 +127,46 @@ pub fn inverse_frequencies(text: &Keys, head_dim: usize) -> Result<Vec<f32>, Mod
             );
         }
     }
-    Ok(frequencies.into_iter().map(|frequency| frequency as f32).collect())
+    let inverse_frequencies: Vec<f32> = frequencies.into_iter().map(|frequency| frequency as f32).collect();
+    let axis_of = match scaling.sizes("mrope_section")? {
+        None => vec![0; head_dim / 2],
+        Some(sections) => axes(&sections, interleaved, head_dim / 2).ok_or_else(|| {
+            text.problem(
+                format!("mrope_section {sections:?} does not divide {} frequencies among three axes", head_dim / 2),
+                "the three sections add up to half of head_dim",
+            )
+        })?,
+    };
+    Ok(Rope { inverse_frequencies, axis_of })
+}
+
+/// Axis of each of `half` frequencies.
+fn axes(sections: &[usize], interleaved: bool, half: usize) -> Option<Vec<u8>> {
+    if sections.len() != 3 || sections.iter().sum::<usize>() != half {
+        return None;
+    }
+    if !interleaved {
+        return Some((0..3u8).flat_map(|axis| vec![axis; sections[axis as usize]]).collect());
+    }
+    let mut axis_of = vec![0; half];
+    for axis in [1usize, 2] {
+        for turn in 0..sections[axis] {
+            *axis_of.get_mut(axis + 3 * turn)? = axis as u8;
+        }
+    }
+    Some(axis_of)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sections_give_frequencies_to_axes() {
+        assert_eq!(axes(&[2, 1, 1], false, 4).unwrap(), [0, 0, 1, 2]);
+        assert_eq!(axes(&[3, 2, 2], true, 7).unwrap(), [0, 1, 2, 0, 1, 2, 0]);
+        assert_eq!(axes(&[4, 2, 2], true, 8).unwrap(), [0, 1, 2, 0, 1, 2, 0, 0]);
+        assert_eq!(axes(&[1, 1, 1], false, 4), None);
+        assert_eq!(axes(&[0, 0, 4], true, 4), None);
+    }
 }

@@ -16,6 +16,7 @@ use crate::batch::{FinishReason, PromptInput, Sampled, Tile};
 use crate::cache::KeyValueStore;
 use crate::error::ModelError;
 use crate::policy::{Packed, Policy};
+use crate::positions::Positions;
 use crate::profile::timer;
 use crate::sampling::{Picked, SamplingSpec, pick};
 use crate::tape::{Attend, Tape, typed};
@@ -46,6 +47,8 @@ const STORE_BYTES: usize = 3 << 30;
 
 struct Answer {
     job: usize,
+    /// Rotary position of its first token.
+    first_position: u32,
     stream: Stream,
     segment: usize,
     room: u32,
@@ -63,17 +66,10 @@ impl Policy {
         progress: &mut dyn FnMut(usize),
     ) -> Result<Vec<Vec<Sampled>>, ModelError> {
         for job in jobs {
-            let prompt = job.prompt;
-            let positions: Vec<u32> = (0..prompt.ids.len() as u32).collect();
-            self.check(&Packed {
-                ids: &prompt.ids,
-                positions: &positions,
-                tiles: &prompt.tiles,
-                placements: &prompt.placements,
-            })?;
-            if prompt.ids.is_empty() {
+            if job.prompt.ids.is_empty() {
                 return Err(ModelError::Batch { problem: "a prompt has no tokens".into() });
             }
+            self.first_position(job.prompt)?;
         }
         let per_token = self.description().cache_bytes_per_token;
         let mut results = Vec::with_capacity(jobs.len());
@@ -100,6 +96,16 @@ impl Policy {
         Ok(results)
     }
 
+    /// Checks a prompt; rotary position of the first token that is sampled after it.
+    fn first_position(&self, prompt: &PromptInput) -> Result<u32, ModelError> {
+        let len = prompt.ids.len() as u32;
+        let places: Vec<u32> = (0..len).collect();
+        let input = Packed { ids: &prompt.ids, places: &places, tiles: &prompt.tiles, placements: &prompt.placements };
+        self.check(&input)?;
+        let (_, saved) = self.positions(&input, &[Segment { start: 0, len, parent: None }])?;
+        Ok(len - saved[0])
+    }
+
     fn sample_wave(
         &self,
         jobs: &[SampleJob],
@@ -119,9 +125,11 @@ impl Policy {
             at += job.prompt.ids.len() as u32;
         }
         for (index, job) in jobs.iter().enumerate() {
+            let first_position = self.first_position(job.prompt)?;
             for number in 0..job.num_answers {
                 answers.push(Answer {
                     job: index,
+                    first_position,
                     stream: Stream::new(job.seed, Purpose::Sampling, job.step, job.question, job.first_answer + number),
                     segment: segments.len(),
                     room: spec.max_new_tokens,
@@ -186,7 +194,7 @@ impl Policy {
             if active.is_empty() {
                 return Ok(());
             }
-            let picked = self.next_tokens(jobs, &active, spec, arena, store, segments, answers)?;
+            let picked = self.next_tokens(&active, spec, arena, store, segments, answers)?;
             for (index, picked) in active.into_iter().zip(picked) {
                 answers[index].take(picked, spec)?;
             }
@@ -206,7 +214,8 @@ impl Policy {
         streams: &[(Stream, u32)],
     ) -> Result<Vec<Picked>, ModelError> {
         let mut ids = Vec::new();
-        let mut positions = Vec::new();
+        let mut places = Vec::new();
+        let mut packed = Vec::new();
         let mut tiles: Vec<Arc<Tile>> = Vec::new();
         let mut placements = Vec::new();
         let mut queries = Vec::new();
@@ -226,7 +235,8 @@ impl Policy {
             placements.extend(prompt.placements.iter().map(|row| row + start));
             tiles.extend(prompt.tiles.iter().cloned());
             ids.extend_from_slice(&prompt.ids);
-            positions.extend(0..segment.len);
+            places.extend(0..segment.len);
+            packed.push(Segment { start, len: segment.len, parent: None });
             last_rows.push(ids.len() as u32 - 1);
         }
         let attend = Attend::Stored {
@@ -235,14 +245,14 @@ impl Policy {
             queries: queries.into(),
             rows: store_rows.into(),
         };
-        let input = Packed { ids: &ids, positions: &positions, tiles: &tiles, placements: &placements };
-        self.pick_from(&input, &attend, &last_rows, spec, arena, rows, streams)
+        let input = Packed { ids: &ids, places: &places, tiles: &tiles, placements: &placements };
+        let positions = self.positions(&input, &packed)?.0;
+        self.pick_from(&input, &positions, &attend, &last_rows, spec, arena, rows, streams)
     }
 
     /// Feeds the newest token of every active answer and picks the next.
     fn next_tokens(
         &self,
-        jobs: &[SampleJob],
         active: &[usize],
         spec: &SamplingSpec,
         arena: &mut Arena,
@@ -261,7 +271,7 @@ impl Policy {
             let position = segment.len;
             segment.len += 1;
             ids.push(*answer.sampled.ids.last().expect("an active answer has a token"));
-            positions.push(jobs[answer.job].prompt.ids.len() as u32 + position);
+            positions.push(answer.first_position + position);
             store_rows.push(segment.start + position);
             queries.push(Queries {
                 first_row: row as u32,
@@ -277,15 +287,16 @@ impl Policy {
             queries: queries.into(),
             rows: store_rows.into(),
         };
-        let input = Packed { ids: &ids, positions: &positions, tiles: &[], placements: &[] };
+        let input = Packed { ids: &ids, places: &positions, tiles: &[], placements: &[] };
         let rows: Vec<u32> = (0..active.len() as u32).collect();
-        self.pick_from(&input, &attend, &rows, spec, arena, &rows, &streams)
+        self.pick_from(&input, &Positions::text(positions.clone()), &attend, &rows, spec, arena, &rows, &streams)
     }
 
     /// One pass without a record; logits of `last_rows`; one pick for each `(rows[i], streams[i])`.
     fn pick_from(
         &self,
         input: &Packed,
+        positions: &Positions,
         attend: &Attend,
         last_rows: &[u32],
         spec: &SamplingSpec,
@@ -294,7 +305,7 @@ impl Policy {
         streams: &[(Stream, u32)],
     ) -> Result<Vec<Picked>, ModelError> {
         let mut tape = Tape::new(self.weights(), std::mem::take(arena), self.operand(), false, false);
-        let x = self.forward(&mut tape, input, attend);
+        let x = self.forward(&mut tape, input, positions, attend);
         let x = self.last_norm(&mut tape, x, last_rows.into());
         let vocabulary = self.decoder().config.vocabulary;
         let width = self.decoder().config.width;

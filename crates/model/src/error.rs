@@ -3,6 +3,8 @@
 
 use std::path::PathBuf;
 
+use crate::families::{SUPPORTED, nearest};
+
 /// A problem with a checkpoint, a batch or the numbers.
 #[derive(Debug, thiserror::Error)]
 pub enum ModelError {
@@ -66,8 +68,9 @@ impl ModelError {
         match self {
             ModelError::File { .. } => "check that the path exists and can be read".into(),
             ModelError::Config { hint, .. } => hint.clone(),
-            ModelError::UnknownFamily { .. } => {
-                "supported: smolvlm and idefics3 (images), llama (text); the key is model_type in config.json".into()
+            ModelError::UnknownFamily { found } => {
+                let near = nearest(found).map_or(String::new(), |name| format!("; the nearest is {name}"));
+                format!("supported are {}{near}; the key is model_type in config.json", SUPPORTED.join(", "))
             }
             ModelError::Weights { .. } => {
                 "the file may be cut short: copy it again; only safetensors with f32, f16 or bf16 tensors are read"

@@ -23,6 +23,8 @@ mod linear;
 pub mod peft;
 /// A model that scores, learns and samples.
 pub mod policy;
+/// Rotary positions in one or three axes.
+pub mod positions;
 pub mod profile;
 /// Reading and writing weights.
 pub mod safetensors_io;
@@ -34,7 +36,7 @@ pub mod tape;
 pub mod weights;
 
 pub use adapters::AdapterSpec;
-pub use batch::{Derivatives, FinishReason, HeadOutput, PromptInput, Sampled, Segment, Tile, TokenBatch};
+pub use batch::{Cuts, Derivatives, FinishReason, HeadOutput, PromptInput, Sampled, Segment, Tile, TokenBatch};
 pub use decode::SampleJob;
 pub use error::ModelError;
 pub use policy::{ModelDescription, Policy, Precision};

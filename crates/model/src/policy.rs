@@ -11,15 +11,15 @@ use serde_json::Value;
 
 use crate::adapters::AdapterSpec;
 use crate::arena::{Arena, Buffer, Kind};
-use crate::batch::{Derivatives, HeadOutput, TokenBatch};
-use crate::config::Keys;
+use crate::batch::{Derivatives, HeadOutput, Segment, TokenBatch};
 use crate::error::ModelError;
-use crate::families::llama::{Llama, LlamaConfig};
-use crate::families::smolvlm::SmolVlm;
+use crate::families::decoder::Decoder;
+use crate::families::{Family, VisionSizes};
+use crate::positions::Positions;
 use crate::profile::timer;
 use crate::safetensors_io::{self, SaveType};
 use crate::tape::{Attend, Tape, Var, typed};
-use crate::weights::{Gradients, Layout, ParamInfo, Part, Trainable, Weights};
+use crate::weights::{Gradients, Layout, Naming, ParamInfo, Part, Trainable, Weights, stored_name};
 
 /// Number type of matrix operands.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -45,42 +45,10 @@ impl Precision {
     }
 }
 
-/// A model family with its tensors.
-pub enum Family {
-    /// Images and text.
-    SmolVlm(SmolVlm),
-    /// Text alone.
-    Llama(Llama),
-}
-
-impl Family {
-    /// Chooses the family by `model_type` and declares its tensors.
-    pub(crate) fn declare(layout: &mut Layout, path: &Path, json: &Value) -> Result<Self, ModelError> {
-        let root = Keys::root(path, json);
-        match root.word("model_type").unwrap_or("") {
-            "smolvlm" | "idefics3" => Ok(Family::SmolVlm(SmolVlm::declare(layout, &root)?)),
-            "llama" => {
-                let tied = root.flag("tie_word_embeddings")?.unwrap_or(false);
-                let config = LlamaConfig::read(&root, tied)?;
-                Ok(Family::Llama(Llama::declare(layout, config, "model.", "lm_head")))
-            }
-            other => Err(ModelError::UnknownFamily { found: other.to_string() }),
-        }
-    }
-
-    /// The language part.
-    pub fn decoder(&self) -> &Llama {
-        match self {
-            Family::SmolVlm(model) => &model.decoder,
-            Family::Llama(model) => model,
-        }
-    }
-}
-
 /// What a model is, in numbers.
 #[derive(Clone, Debug, serde::Serialize)]
 pub struct ModelDescription {
-    /// `smolvlm` or `llama`.
+    /// `model_type` of the configuration.
     pub family: &'static str,
     /// Parameters of the image tower, the connector and the decoder.
     pub num_parameters: [usize; 3],
@@ -92,10 +60,8 @@ pub struct ModelDescription {
     pub vocabulary: usize,
     /// Longest text that the model was made for.
     pub max_positions: usize,
-    /// Side of a tile in pixels, if it sees.
-    pub tile_side: Option<usize>,
-    /// Tokens that one tile takes in a prompt.
-    pub features_per_tile: usize,
+    /// What the image tower reads, if there is one.
+    pub vision: Option<VisionSizes>,
     /// Bytes of keys and values that one token takes while sampling.
     pub cache_bytes_per_token: usize,
 }
@@ -109,6 +75,7 @@ pub struct Policy {
     recompute: bool,
     config: Value,
     adapters: Option<AdapterSpec>,
+    naming: Naming,
 }
 
 impl Policy {
@@ -121,15 +88,16 @@ impl Policy {
             problem: error.to_string(),
             hint: "config.json must be a JSON object".into(),
         })?;
-        if json.get("quantization_config").is_some_and(|value| !value.is_null()) {
+        if let Some(settings) = json.get("quantization_config").filter(|value| !value.is_null()) {
+            let method = settings.get("quant_method").and_then(Value::as_str).unwrap_or("a method it does not name");
             return Err(ModelError::Config {
                 path,
-                problem: "the checkpoint is quantised".into(),
-                hint: "use the unquantised checkpoint (f32, f16 or bf16 safetensors)".into(),
+                problem: format!("the checkpoint is quantised ({method})"),
+                hint: "take the checkpoint that it was made from: f32, f16 or bf16 weights in safetensors files".into(),
             });
         }
         let mut policy = Self::declare(&path, &json, precision)?;
-        safetensors_io::load(&mut policy.weights, dir)?;
+        policy.naming = safetensors_io::load(&mut policy.weights, dir, policy.family.namings)?;
         Ok(policy)
     }
 
@@ -144,6 +112,7 @@ impl Policy {
         let mut layout = Layout::default();
         let family = Family::declare(&mut layout, path, json)?;
         Ok(Policy {
+            naming: family.namings.first().copied().unwrap_or(&[]),
             family,
             weights: layout.build(),
             arena: Arena::default(),
@@ -169,9 +138,9 @@ impl Policy {
         self.adapters.as_ref()
     }
 
-    /// Writes `model.safetensors` into `dir`.
+    /// Writes `model.safetensors` into `dir`, names spelled as in the checkpoint that was loaded.
     pub fn save_weights(&self, dir: &Path, dtype: SaveType) -> Result<(), ModelError> {
-        safetensors_io::save(&self.weights, &dir.join("model.safetensors"), dtype)
+        safetensors_io::save(&self.weights, self.naming, &dir.join("model.safetensors"), dtype)
     }
 
     /// Keep only the inputs of blocks and run them again in the backward pass: less memory, a third more time.
@@ -226,9 +195,14 @@ impl Policy {
         Gradients { flat: memory::zeroed(self.weights.master().len()), active }
     }
 
+    /// The name of a parameter as the checkpoint that was loaded spells it.
+    pub fn stored_name(&self, name: &str) -> String {
+        stored_name(name, self.naming)
+    }
+
     /// The language part.
-    pub fn decoder(&self) -> &Llama {
-        self.family.decoder()
+    pub fn decoder(&self) -> &Decoder {
+        &self.family.decoder
     }
 
     /// The family.
@@ -261,20 +235,15 @@ impl Policy {
             };
             num_parameters[slot] += info.len;
         }
-        let (family, tile_side, features_per_tile) = match &self.family {
-            Family::SmolVlm(model) => ("smolvlm", Some(model.tile_side()), model.features_per_tile()),
-            Family::Llama(_) => ("llama", None, 0),
-        };
         let value_bytes = if self.operand == Kind::Bf16 { 2 } else { 4 };
         ModelDescription {
-            family,
+            family: self.family.name,
             num_parameters,
             num_layers: config.num_layers,
             width: config.width,
             vocabulary: config.vocabulary,
             max_positions: config.max_positions,
-            tile_side,
-            features_per_tile,
+            vision: self.family.vision.as_ref().map(|vision| vision.sizes()),
             cache_bytes_per_token: 2 * config.num_layers * config.num_kv_heads * config.head_dim * value_bytes,
         }
     }
@@ -292,46 +261,36 @@ impl Policy {
         if let Some(id) = input.ids.iter().find(|id| **id as usize >= config.vocabulary) {
             return wrong(format!("token id {id} is not below the vocabulary of {}", config.vocabulary));
         }
-        if input.positions.len() != num_tokens {
-            return wrong(format!("{} positions for {num_tokens} tokens", input.positions.len()));
+        if input.places.len() != num_tokens {
+            return wrong(format!("{} positions for {num_tokens} tokens", input.places.len()));
         }
         if let Some(row) = input.placements.iter().find(|row| **row as usize >= num_tokens) {
             return wrong(format!("image feature placed at row {row} of {num_tokens}"));
         }
-        let features = match &self.family {
-            Family::SmolVlm(model) => {
-                let side = model.tile_side() as u32;
-                if let Some(tile) = input.tiles.iter().find(|tile| tile.height != side || tile.width != side) {
-                    return wrong(format!(
-                        "a tile is {} x {} pixels, the tower takes {side} x {side}",
-                        tile.width, tile.height
-                    ));
-                }
-                input.tiles.len() * model.features_per_tile()
-            }
-            Family::Llama(_) if !input.tiles.is_empty() => {
-                return wrong("the model has no image tower, the prompt has images".into());
-            }
-            Family::Llama(_) => 0,
-        };
+        let features = self.family.num_features(input.tiles).map_err(|problem| ModelError::Batch { problem })?;
         if features != input.placements.len() {
             return wrong(format!("{features} image features for {} placeholders", input.placements.len()));
         }
         Ok(())
     }
 
+    /// Rotary positions of packed rows, and for each segment by how much the next token's position falls short of its
+    /// place.
+    pub(crate) fn positions(&self, input: &Packed, segments: &[Segment]) -> Result<(Positions, Vec<u32>), ModelError> {
+        self.family
+            .positions(input.places, segments, input.tiles, input.placements)
+            .map_err(|problem| ModelError::Batch { problem })
+    }
+
     /// The last residual stream of packed tokens.
-    pub(crate) fn forward<'w>(&'w self, tape: &mut Tape<'w>, input: &Packed, attend: &Attend) -> Var {
-        let ids: Rc<[u32]> = input.ids.into();
-        match &self.family {
-            Family::SmolVlm(model) => {
-                model.forward(tape, ids, input.positions, input.tiles, input.placements.into(), attend)
-            }
-            Family::Llama(model) => {
-                let x = tape.embed(model.embedding, ids);
-                model.forward(tape, x, input.positions, attend)
-            }
-        }
+    pub(crate) fn forward<'w>(
+        &'w self,
+        tape: &mut Tape<'w>,
+        input: &Packed,
+        positions: &Positions,
+        attend: &Attend,
+    ) -> Var {
+        self.family.forward(tape, input.ids.into(), positions, input.tiles, input.placements.into(), attend)
     }
 
     /// Last norm of some rows of a residual stream.
@@ -384,11 +343,13 @@ impl Policy {
 
     /// Log-probability and entropy of the trained tokens; nothing is learned.
     pub fn score(&mut self, batch: &TokenBatch) -> Result<HeadOutput, ModelError> {
-        self.check(&Packed::of(batch))?;
+        let input = Packed::of(batch);
+        self.check(&input)?;
         self.check_trained(batch)?;
+        let positions = self.positions(&input, &batch.segments)?.0;
         let arena = self.take_arena();
         let mut tape = Tape::new(&self.weights, arena, self.operand, false, false);
-        let x = self.forward(&mut tape, &Packed::of(batch), &Attend::Packed(batch.segments.clone().into()));
+        let x = self.forward(&mut tape, &input, &positions, &Attend::Packed(batch.segments.clone().into()));
         let x = self.last_norm(&mut tape, x, batch.source.clone().into());
         let mut lse = vec![0.0; batch.target.len()];
         let output = self.head_forward(tape.value(x), batch, &mut lse);
@@ -405,11 +366,13 @@ impl Policy {
         gradients: &mut Gradients,
         rule: &mut dyn FnMut(&HeadOutput) -> Derivatives,
     ) -> Result<HeadOutput, ModelError> {
-        self.check(&Packed::of(batch))?;
+        let input = Packed::of(batch);
+        self.check(&input)?;
         self.check_trained(batch)?;
+        let positions = self.positions(&input, &batch.segments)?.0;
         let arena = self.take_arena();
         let mut tape = Tape::new(&self.weights, arena, self.operand, true, self.recompute);
-        let x = self.forward(&mut tape, &Packed::of(batch), &Attend::Packed(batch.segments.clone().into()));
+        let x = self.forward(&mut tape, &input, &positions, &Attend::Packed(batch.segments.clone().into()));
         let x = self.last_norm(&mut tape, x, batch.source.clone().into());
         let mut lse = tape.arena().take_f32(batch.target.len());
         let output = self.head_forward(tape.value(x), batch, &mut lse);
@@ -479,13 +442,13 @@ impl Policy {
 /// The tensor side's view of packed tokens.
 pub(crate) struct Packed<'a> {
     pub ids: &'a [u32],
-    pub positions: &'a [u32],
+    pub places: &'a [u32],
     pub tiles: &'a [std::sync::Arc<crate::batch::Tile>],
     pub placements: &'a [u32],
 }
 
 impl<'a> Packed<'a> {
     fn of(batch: &'a TokenBatch) -> Self {
-        Self { ids: &batch.ids, positions: &batch.positions, tiles: &batch.tiles, placements: &batch.placements }
+        Self { ids: &batch.ids, places: &batch.positions, tiles: &batch.tiles, placements: &batch.placements }
     }
 }

@@ -11,7 +11,7 @@ use rayon::prelude::*;
 use safetensors::tensor::{Dtype, SafeTensors, View};
 
 use crate::error::ModelError;
-use crate::weights::Weights;
+use crate::weights::{Naming, Weights, stored_name};
 
 /// Number type of written weights.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -51,19 +51,30 @@ pub fn weight_files(dir: &Path) -> Result<Vec<PathBuf>, ModelError> {
     Ok(names.into_iter().map(|name| dir.join(name)).collect())
 }
 
-/// Fills `weights` from a folder. Names are those of the layout; a tied head may be stored as well and is then left.
-pub fn load(weights: &mut Weights, dir: &Path) -> Result<(), ModelError> {
+/// Buffers that old versions of `transformers` stored and every version computes.
+const COMPUTED: [&str; 2] = ["rotary_emb.inv_freq", "embeddings.position_ids"];
+
+/// Fills `weights` from a folder, whose names are spelled in one of `namings`; gives the one. A tied head may be stored
+/// as well and is then left.
+pub fn load(weights: &mut Weights, dir: &Path, namings: &[Naming]) -> Result<Naming, ModelError> {
     let mut problems: Vec<String> = Vec::new();
-    let by_name: BTreeMap<String, usize> =
-        weights.infos().iter().enumerate().map(|(i, info)| (info.name.clone(), i)).collect();
+    let spelled: Vec<BTreeMap<String, usize>> = namings
+        .iter()
+        .map(|naming| {
+            weights.infos().iter().enumerate().map(|(i, info)| (stored_name(&info.name, naming), i)).collect()
+        })
+        .collect();
+    let mut hits = vec![0; namings.len()];
     let mut seen = vec![false; weights.infos().len()];
     for path in weight_files(dir)? {
         let bytes = std::fs::read(&path).map_err(|source| ModelError::File { path: path.clone(), source })?;
         let file = SafeTensors::deserialize(&bytes).map_err(|error| damaged(&path, error))?;
         let mut jobs = Vec::new();
         for (name, view) in file.tensors() {
-            let Some(&index) = by_name.get(&name) else {
-                if name != "lm_head.weight" {
+            let found: Vec<Option<usize>> = spelled.iter().map(|names| names.get(&name).copied()).collect();
+            hits.iter_mut().zip(&found).for_each(|(hits, found)| *hits += usize::from(found.is_some()));
+            let Some(index) = found.into_iter().flatten().next() else {
+                if !name.ends_with("lm_head.weight") && !COMPUTED.iter().any(|tail| name.ends_with(tail)) {
                     problems.push(format!("unexpected tensor {name} {:?}", view.shape()));
                 }
                 continue;
@@ -103,7 +114,9 @@ pub fn load(weights: &mut Weights, dir: &Path) -> Result<(), ModelError> {
         }
     }
     if problems.is_empty() {
-        return Ok(());
+        let best = hits.iter().max().copied().unwrap_or(0);
+        let chosen = hits.iter().position(|hits| *hits == best);
+        return Ok(chosen.and_then(|chosen| namings.get(chosen)).copied().unwrap_or(&[]));
     }
     let more = problems.len().saturating_sub(12);
     problems.truncate(12);
@@ -156,8 +169,8 @@ impl View for Stored {
     }
 }
 
-/// Writes all parameters to one file, under the names of the layout. The caller chooses a fresh path and renames.
-pub fn save(weights: &Weights, path: &Path, dtype: SaveType) -> Result<(), ModelError> {
+/// Writes all parameters to one file, their names spelled as in `naming`. The caller chooses a fresh path and renames.
+pub fn save(weights: &Weights, naming: Naming, path: &Path, dtype: SaveType) -> Result<(), ModelError> {
     let tensors: Vec<(String, Stored)> = weights
         .infos()
         .par_iter()
@@ -170,7 +183,7 @@ pub fn save(weights: &Weights, path: &Path, dtype: SaveType) -> Result<(), Model
                 }
                 SaveType::F16 => (Dtype::F16, values.iter().flat_map(|v| f16::from_f32(*v).to_le_bytes()).collect()),
             };
-            (info.name.clone(), Stored { dtype, shape: info.shape.clone(), bytes })
+            (stored_name(&info.name, naming), Stored { dtype, shape: info.shape.clone(), bytes })
         })
         .collect();
     write_tensors(tensors, path)

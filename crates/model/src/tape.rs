@@ -6,6 +6,8 @@ use std::rc::Rc;
 
 use foveate_kernels::cpu::activation::Activation;
 use foveate_kernels::cpu::attention::{Heads, Rows};
+use foveate_kernels::cpu::head_norm::{self, NormedHeads};
+use foveate_kernels::cpu::interpolate::{self, Interpolation};
 use foveate_kernels::cpu::rope::RopeTable;
 use foveate_kernels::cpu::{activation, attention, elementwise, embed, norm, pixel_shuffle, rope, sums};
 use foveate_kernels::element::bf16;
@@ -91,11 +93,14 @@ enum Op<'w> {
     Linear { x: Var, linear: LinearId, residual: Option<Var>, adapters: Vec<Buffer> },
     RmsNorm { x: Var, weight: ParamId, rstd: Vec<f32> },
     LayerNorm { x: Var, weight: ParamId, bias: ParamId, mean: Vec<f32>, rstd: Vec<f32> },
+    HeadNorm { x: Var, heads: NormedHeads, weights: [ParamId; 2], rstd: Vec<f32> },
     Rope { x: Var, width: usize, heads: usize, head_dim: usize, table: Rc<RopeTable> },
     Attention { qkv: Var, heads: Heads, segments: Rc<[Segment]>, lse: Vec<f32> },
     Activation { x: Var, kind: Activation },
     Gated { x: Var, kind: Activation, width: usize },
     AddTableRows { x: Var, table: ParamId, rows: Rc<[u32]> },
+    AddRows { x: Var, features: Var, rows: Rc<[u32]>, depth: usize },
+    Interpolate { table: ParamId, from: (usize, usize), to: (usize, usize), kind: Interpolation },
     Place { text: Var, features: Var, rows: Rc<[u32]>, depth: usize },
     PixelShuffle { x: Var, shuffle: Shuffle },
     Gather { x: Var, rows: Rc<[u32]>, depth: usize },
@@ -336,6 +341,19 @@ impl<'w> Tape<'w> {
         out
     }
 
+    /// Root-mean-square norm of every query and key head of a fused row tensor, each kind with its own weight.
+    pub fn head_norm(&mut self, x: Var, heads: NormedHeads, queries: ParamId, keys: ParamId, eps: f32) -> Var {
+        let (kind, len) = (self.value(x).kind(), self.value(x).len());
+        let mut out = self.arena.take(kind, len);
+        let mut rstd = self.arena.take_f32(len / heads.width * heads.count());
+        let gains = [self.weights.tensor(queries), self.weights.tensor(keys)];
+        same_type!((self.value(x), x), (&mut out, y) => head_norm::head_norm(&heads, x, gains, eps, y, &mut rstd));
+        let learns = self.weights.is_trainable(queries) || self.weights.is_trainable(keys);
+        let out = self.push(out, self.needs(x) || learns);
+        self.remember(out, Op::HeadNorm { x, heads, weights: [queries, keys], rstd });
+        out
+    }
+
     /// Rotates the first `heads` heads of every row in place (queries and keys of a fused row); `x` is used up.
     pub fn rope(&mut self, x: Var, width: usize, heads: usize, head_dim: usize, table: Rc<RopeTable>) -> Var {
         let _timer = timer("rope");
@@ -408,6 +426,32 @@ impl<'w> Tape<'w> {
         sums::add_table_rows(&rows, self.weights.tensor(table), depth, buffer.f32_mut());
         let out = self.push(buffer, self.needs(x) || self.weights.is_trainable(table));
         self.remember(out, Op::AddTableRows { x, table, rows });
+        out
+    }
+
+    /// Adds `features[i]` to row `rows[i]` of an f32 stream, in place; `x` is used up.
+    pub fn add_rows(&mut self, x: Var, features: Var, rows: Rc<[u32]>, depth: usize) -> Var {
+        let mut buffer = self.take_value(x);
+        embed::scatter_rows_add(self.value(features).f32(), &rows, depth, buffer.f32_mut());
+        let out = self.push(buffer, self.needs(x) || self.needs(features));
+        self.remember(out, Op::AddRows { x, features, rows, depth });
+        out
+    }
+
+    /// A learned table of `from` rows and columns read at `to` rows and columns: `[to.0 * to.1, D]` in f32.
+    pub fn interpolate(
+        &mut self,
+        table: ParamId,
+        from: (usize, usize),
+        to: (usize, usize),
+        kind: Interpolation,
+    ) -> Var {
+        let depth = self.weights.infos()[table.0].len / (from.0 * from.1);
+        let mut out = self.arena.take_f32(to.0 * to.1 * depth);
+        let values = self.weights.tensor(table);
+        interpolate::interpolate_positions(values, from.0, from.1, to.0, to.1, depth, kind, &mut out);
+        let out = self.push(Buffer::F32(out), self.weights.is_trainable(table));
+        self.remember(out, Op::Interpolate { table, from, to, kind });
         out
     }
 
@@ -562,6 +606,19 @@ impl<'w> Tape<'w> {
                 self.arena.give(d_out);
                 self.keep_or_give(x, d_x);
             }
+            Op::HeadNorm { x, heads, weights: [queries, keys], rstd } => {
+                let infos = self.weights.infos();
+                let (low, high) = (infos[queries.0].offset, infos[keys.0].offset);
+                assert!(low < high, "the weight of the queries is declared before that of the keys");
+                let (head, tail) = gradients.flat.split_at_mut(high);
+                let d_queries = self.weights.is_trainable(queries).then(|| &mut head[low..low + infos[queries.0].len]);
+                let d_keys = self.weights.is_trainable(keys).then(|| &mut tail[..infos[keys.0].len]);
+                let gains = [self.weights.tensor(queries), self.weights.tensor(keys)];
+                same_type!((&mut d_out, d), (self.value(x), x) =>
+                    head_norm::head_norm_backward(&heads, d, x, gains, &rstd, [d_queries, d_keys]));
+                self.arena.give_f32(rstd);
+                self.pass_on(x, d_out);
+            }
             Op::Rope { x, width, heads, head_dim, table } => {
                 typed!(&mut d_out, dx => rope::rope(dx, width, 0, heads, head_dim, &table, true));
                 self.accumulate(x, d_out);
@@ -604,6 +661,30 @@ impl<'w> Tape<'w> {
                     embed::embed_backward(&rows, d_out.f32(), depth, d_table);
                 }
                 self.pass_on(x, d_out);
+            }
+            Op::AddRows { x, features, rows, depth } => {
+                if self.needs(features) {
+                    let mut d_features = self.arena.take_f32(rows.len() * depth);
+                    embed::gather_rows(d_out.f32(), &rows, depth, &mut d_features);
+                    self.accumulate(features, Buffer::F32(d_features));
+                }
+                self.pass_on(x, d_out);
+            }
+            Op::Interpolate { table, from, to, kind } => {
+                let depth = d_out.len() / (to.0 * to.1).max(1);
+                if let Some(d_table) = self.grad_of(gradients, table) {
+                    interpolate::interpolate_positions_backward(
+                        d_out.f32(),
+                        from.0,
+                        from.1,
+                        to.0,
+                        to.1,
+                        depth,
+                        kind,
+                        d_table,
+                    );
+                }
+                self.arena.give(d_out);
             }
             Op::Place { text, features, rows, depth } => {
                 let mut d_features = self.arena.take_f32(rows.len() * depth);

@@ -50,10 +50,20 @@ impl Trainable {
     }
 }
 
+/// How a checkpoint spells the beginnings of tensor names: ours and its. The first that fits counts; names that none
+/// fits are the same.
+pub type Naming = &'static [(&'static str, &'static str)];
+
+/// The name of a tensor as a checkpoint spells it.
+pub fn stored_name(name: &str, naming: Naming) -> String {
+    let fits = naming.iter().find_map(|(ours, its)| Some((its, name.strip_prefix(ours)?)));
+    fits.map_or_else(|| name.to_string(), |(its, tail)| format!("{its}{tail}"))
+}
+
 /// One named tensor.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ParamInfo {
-    /// Name in the checkpoint.
+    /// Name in a loaded `transformers` model of version 5; see [`Naming`] for other spellings.
     pub name: String,
     /// Shape in the checkpoint.
     pub shape: Vec<usize>,

@@ -1,12 +1,15 @@
 //! The same tiny random checkpoints in `transformers` and here: log-probabilities, entropy, gradients, greedy answers
-//! and ten AdamW steps. Fixtures by tools/make_fixtures.py.
+//! and ten AdamW steps. What is saved again has the names and the bytes that were loaded. Fixtures by
+//! tools/make_fixtures.py.
 
 mod support;
 
 use std::sync::Arc;
 
 use foveate_kernels::cpu::adamw;
-use foveate_model::{Derivatives, Policy, Precision, SampleJob, SamplingSpec};
+use foveate_model::safetensors_io::weight_files;
+use foveate_model::{Derivatives, ModelError, Policy, Precision, SampleJob, SamplingSpec, SaveType};
+use safetensors::{Dtype, SafeTensors};
 use support::{MODELS, Parity, fixtures, floats, gap, ids, pack};
 
 fn policy(name: &str) -> Policy {
@@ -43,7 +46,7 @@ fn greedy_answers_agree() {
             top_k: 0,
             min_p: 0.0,
             max_new_tokens: 20,
-            end_ids: vec![parity.json["tokens"]["end"].as_u64().unwrap() as u32],
+            end_ids: parity.end_ids(),
             banned: Arc::from([]),
         };
         let conversations = parity.conversations();
@@ -133,4 +136,52 @@ fn ten_training_steps_agree() {
         }
         assert!(gap(&[losses[0]], &[losses[10]]) > 0.1, "{name}: the fixture's loss should fall");
     }
+}
+
+#[test]
+fn saved_weights_have_the_names_and_bytes_that_were_loaded() {
+    for name in MODELS {
+        let folder = fixtures().join("models").join(name);
+        let mut stored = std::collections::BTreeMap::new();
+        for file in weight_files(&folder).unwrap() {
+            let bytes = std::fs::read(file).unwrap();
+            for (name, view) in SafeTensors::deserialize(&bytes).unwrap().tensors() {
+                stored.insert(name, (view.dtype(), view.shape().to_vec(), view.data().to_vec()));
+            }
+        }
+        let dtype = match stored.values().next().unwrap().0 {
+            Dtype::F32 => SaveType::F32,
+            Dtype::F16 => SaveType::F16,
+            _ => SaveType::Bf16,
+        };
+        let target = tempfile::tempdir().unwrap();
+        policy(name).save_weights(target.path(), dtype).unwrap();
+        let bytes = std::fs::read(target.path().join("model.safetensors")).unwrap();
+        let saved = SafeTensors::deserialize(&bytes).unwrap();
+        assert_eq!(saved.len(), stored.len(), "{name}");
+        for (tensor, view) in saved.tensors() {
+            let same = stored.get(&tensor).is_some_and(|(dtype, shape, bytes)| {
+                view.dtype() == *dtype && view.shape() == shape && view.data() == bytes
+            });
+            assert!(same, "{name}: {tensor} has another name, shape or content");
+        }
+    }
+}
+
+#[test]
+fn what_cannot_be_loaded_is_named() {
+    let load = |config: serde_json::Value| {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("config.json"), config.to_string()).unwrap();
+        Policy::load(folder.path(), Precision::F32).err().unwrap()
+    };
+    let error = load(serde_json::json!({"model_type": "qwen3_moe"}));
+    assert!(matches!(&error, ModelError::UnknownFamily { found } if found == "qwen3_moe"), "{error}");
+    assert!(error.hint().contains("nearest is qwen3;") && error.hint().contains("smolvlm"), "{}", error.hint());
+    let error = load(serde_json::json!({"model_type": "qwen2", "quantization_config": {"quant_method": "awq"}}));
+    assert!(error.to_string().contains("quantised") && error.to_string().contains("awq"), "{error}");
+    let error = load(serde_json::json!({"model_type": "qwen2", "use_sliding_window": true, "sliding_window": 64}));
+    assert!(error.to_string().contains("sliding"), "{error}");
+    let error = load(serde_json::json!({"model_type": "llama", "rope_scaling": {"rope_type": "yarn"}}));
+    assert!(error.to_string().contains("yarn") && error.hint().contains("llama3"), "{error}");
 }

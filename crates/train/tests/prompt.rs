@@ -9,6 +9,11 @@ use safetensors::SafeTensors;
 use serde_json::Value as Json;
 
 const MODELS: [&str; 4] = ["smolvlm", "smolvlm_nosplit", "smolvlm_v5", "idefics3"];
+const TEXT_MODELS: [&str; 3] = ["llama", "qwen2", "qwen3"];
+
+fn all_models() -> impl Iterator<Item = &'static str> {
+    MODELS.into_iter().chain(TEXT_MODELS)
+}
 
 fn fixtures() -> PathBuf {
     concat!(env!("CARGO_MANIFEST_DIR"), "/../../fixtures").into()
@@ -45,39 +50,38 @@ fn ids(json: &Json) -> Vec<u32> {
 
 #[test]
 fn ids_pixels_and_placements_equal_transformers() {
-    for model in MODELS {
+    for model in all_models() {
         let prompter = prompter(model);
         let golden = golden(model);
         let bytes = std::fs::read(fixtures().join("parity").join(format!("{model}.safetensors"))).unwrap();
         let tensors = SafeTensors::deserialize(&bytes).unwrap();
-        let table: Vec<f32> = tensors
-            .tensor("pixel_table")
-            .unwrap()
-            .data()
-            .chunks_exact(4)
-            .map(|bytes| f32::from_le_bytes(bytes.try_into().unwrap()))
-            .collect();
+        let table: Vec<f32> = tensors.tensor("pixel_table").map_or(Vec::new(), |table| {
+            table.data().chunks_exact(4).map(|bytes| f32::from_le_bytes(bytes.try_into().unwrap())).collect()
+        });
         for (name, case) in golden["conversations"].as_object().unwrap() {
             let (prompt, completion) = prompter.scored(&conversation(&case["messages"])).unwrap();
             assert_eq!(prompt.ids, ids(&case["prompt_ids"]), "{model} {name}: prompt");
             assert_eq!(completion, ids(&case["completion_ids"]), "{model} {name}: completion");
             assert_eq!(prompt.placements, ids(&case["placements"]), "{model} {name}: placements");
             assert_eq!(prompt.tiles.len() as u64, case["num_tiles"].as_u64().unwrap(), "{model} {name}");
-            let Ok(levels) = tensors.tensor(&format!("{name}.levels")) else {
-                assert!(prompt.tiles.is_empty());
-                continue;
-            };
-            let plane = levels.shape()[2] * levels.shape()[3];
-            let want = levels.data().iter().enumerate().map(|(i, &level)| table[i / plane % 3 * 256 + level as usize]);
+            // Tiles of one size in one tensor, or a tensor for each picture.
+            let stacked = tensors.tensor(&format!("{name}.levels")).ok();
+            let single = (0..).map_while(|i| tensors.tensor(&format!("{name}.levels.{i}")).ok());
+            let mut want = Vec::new();
+            for levels in stacked.into_iter().chain(single) {
+                let plane: usize = levels.shape()[levels.shape().len() - 2..].iter().product();
+                let values = levels.data().iter().enumerate();
+                want.extend(values.map(|(i, &level)| table[i / plane % 3 * 256 + level as usize]));
+            }
             let got = prompt.tiles.iter().flat_map(|tile| &tile.pixels);
-            assert!(want.eq(got.copied()), "{model} {name}: pixels");
+            assert!(want.iter().eq(got), "{model} {name}: pixels");
         }
     }
 }
 
 #[test]
 fn masked_conversations_hold_the_same_tokens() {
-    for model in MODELS {
+    for model in all_models() {
         let prompter = prompter(model);
         for (name, case) in golden(model)["conversations"].as_object().unwrap() {
             let conversation = conversation(&case["messages"]);
@@ -112,6 +116,22 @@ fn answers_decode_to_what_was_written() {
             let scored = prompter.scored(&question.answered(answer)).unwrap();
             assert_eq!(scored, (prompter.prompt(&question).unwrap(), ids));
         }
+    }
+}
+
+#[test]
+fn text_models_refuse_pictures_and_read_everything_else() {
+    for model in TEXT_MODELS {
+        let prompter = prompter(model);
+        let error = prompter.prompt(&Conversation::question(&[picture("scene.png")], "How many?")).unwrap_err();
+        assert!(matches!(error, PromptError::NoImages), "{model}: {error}");
+        let question = Conversation::question(&[], "How many?");
+        for answer in ["3", "  two\n\nlines ", "日本 🙂 é", "", "1+1=2"] {
+            let ids = prompter.completion(&question, answer).unwrap();
+            assert!(prompter.end_ids().contains(ids.last().unwrap()));
+            assert_eq!(prompter.decode(&ids, true), answer, "{model}");
+        }
+        assert!(prompter.prompt(&Conversation::question(&[], "a<|im_end|>b")).is_err());
     }
 }
 

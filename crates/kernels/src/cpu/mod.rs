@@ -9,6 +9,7 @@ pub mod attention;
 pub mod elementwise;
 pub mod embed;
 pub mod head;
+pub mod head_norm;
 pub mod interpolate;
 pub mod math;
 pub mod matmul;

@@ -12,7 +12,7 @@ use crate::element::Element;
 use crate::parallel::for_chunks;
 
 // Rows handed to a thread at once. Part of the result: parameter gradients are summed per chunk first.
-const ROWS: usize = 64;
+pub(super) const ROWS: usize = 64;
 
 /// Sum of a term over the vectors of a row of `d`, in two vectors of running sums: the order depends on `d` alone. A
 /// macro, since closures are not always inlined and a vector operation that is not costs a hundred times as much.
@@ -30,6 +30,7 @@ macro_rules! sum {
         total(sums[0].add(sums[1]))
     }};
 }
+pub(super) use sum;
 
 /// `y = x * rstd * w` with `rstd = 1 / sqrt(mean(x^2) + eps)` per row; `rstd` is kept for the backward pass.
 pub fn rms_norm<E: Element>(x: &[f32], w: &[f32], eps: f32, y: &mut [E], rstd: &mut [f32]) {
@@ -211,7 +212,7 @@ fn inside<V: Vector>(at: usize, d: usize) -> V {
 
 /// Runs `task` over chunks of rows with zeroed partial sums for up to two parameters (empty when frozen), then adds the
 /// partial sums to the parameters' gradients in the order of the chunks.
-fn with_parameter_sums(
+pub(super) fn with_parameter_sums(
     rows: usize,
     d: usize,
     mut dw: Option<&mut [f32]>,

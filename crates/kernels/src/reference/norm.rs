@@ -21,3 +21,17 @@ pub fn layer_norm(x: &[f64], w: &[f64], b: &[f64], eps: f64) -> Vec<f64> {
     }
     y
 }
+
+/// [`rms_norm`] of each of the first `queries` heads by `weights[0]` and of the next `keys` heads by `weights[1]`, in
+/// rows of `width`; the rest of a row is copied.
+pub fn head_norm(x: &[f64], width: usize, queries: usize, keys: usize, weights: [&[f64]; 2], eps: f64) -> Vec<f64> {
+    let d = weights[0].len();
+    let mut y = x.to_vec();
+    for row in y.chunks_exact_mut(width) {
+        for (head, values) in row.chunks_exact_mut(d).take(queries + keys).enumerate() {
+            let normed = rms_norm(values, weights[(head >= queries) as usize], eps);
+            values.copy_from_slice(&normed);
+        }
+    }
+    y
+}

@@ -2,29 +2,27 @@
 //! Quirks: the tie flag may stand at the root or in text_config; the features replace the embeddings of `<image>`
 //! tokens one for one; every tile has the size of the position table.
 
-use std::rc::Rc;
 use std::sync::Arc;
 
 use crate::batch::Tile;
 use crate::config::Keys;
 use crate::error::ModelError;
-use crate::families::llama::{Llama, LlamaConfig};
+use crate::families::decoder::{Decoder, DecoderConfig, LLAMA};
 use crate::families::siglip::{Siglip, SiglipConfig};
-use crate::tape::{Attend, Shuffle, Tape, Var};
+use crate::families::{Features, Vision, VisionSizes};
+use crate::tape::{Shuffle, Tape};
 use crate::weights::{Layout, LinearId, Part};
 
-/// A SmolVLM or Idefics3 model's tensors.
+/// The image side of a SmolVLM or Idefics3 model.
 pub struct SmolVlm {
     tower: Siglip,
     connector: LinearId,
-    /// The language part.
-    pub decoder: Llama,
     factor: usize,
 }
 
 impl SmolVlm {
     /// Declares all tensors of a configuration.
-    pub fn declare(layout: &mut Layout, root: &Keys) -> Result<Self, ModelError> {
+    pub fn declare(layout: &mut Layout, root: &Keys) -> Result<(Self, Decoder), ModelError> {
         let vision = SiglipConfig::read(&root.section("vision_config"))?;
         let text = root.section("text_config");
         // Root first: it wins in transformers, whose default at the root is "not tied".
@@ -39,7 +37,7 @@ impl SmolVlm {
                 "image_size / patch_size must be a multiple of scale_factor",
             ));
         }
-        let text_config = LlamaConfig::read(&text, tied)?;
+        let text_config = DecoderConfig::read(&text, tied, &LLAMA)?;
         let tower = Siglip::declare(layout, vision.clone(), "model.vision_model.");
         let connector = layout.linear(
             &[("model.connector.modality_projection.proj".to_string(), text_config.width)],
@@ -48,27 +46,27 @@ impl SmolVlm {
             Part::Connector,
             1.0,
         );
-        let decoder = Llama::declare(layout, text_config, "model.text_model.", "lm_head");
-        Ok(Self { tower, connector, decoder, factor })
+        let decoder = Decoder::declare(layout, text_config, "model.text_model.", "lm_head");
+        Ok((Self { tower, connector, factor }, decoder))
     }
 
-    /// Side of a tile in pixels.
-    pub fn tile_side(&self) -> usize {
-        self.tower.config.image_size
-    }
-
-    /// Features that one tile becomes.
-    pub fn features_per_tile(&self) -> usize {
+    fn features_per_tile(&self) -> usize {
         (self.tower.config.table_side() / self.factor).pow(2)
     }
+}
 
-    /// Width, layers and patch side of the tower, for descriptions.
-    pub fn tower_config(&self) -> &SiglipConfig {
-        &self.tower.config
+impl Vision for SmolVlm {
+    fn num_features(&self, tiles: &[Arc<Tile>]) -> Result<usize, String> {
+        let side = self.tower.config.image_size as u32;
+        match tiles.iter().find(|tile| tile.height != side || tile.width != side) {
+            Some(tile) => {
+                Err(format!("a tile is {} x {} pixels, the tower takes {side} x {side}", tile.width, tile.height))
+            }
+            None => Ok(tiles.len() * self.features_per_tile()),
+        }
     }
 
-    /// Tiles to features `[tiles * features, D]` in f32.
-    pub fn features<'w>(&'w self, tape: &mut Tape<'w>, tiles: &[Arc<Tile>]) -> Var {
+    fn features<'w>(&'w self, tape: &mut Tape<'w>, tiles: &[Arc<Tile>]) -> Features {
         let x = self.tower.forward(tape, tiles);
         let side = self.tower.config.table_side();
         let shuffle = Shuffle {
@@ -79,24 +77,14 @@ impl SmolVlm {
             factor: self.factor,
         };
         let x = tape.pixel_shuffle(x, shuffle);
-        tape.linear_f32(x, self.connector)
+        Features { rows: tape.linear_f32(x, self.connector), deep: Vec::new() }
     }
 
-    /// Packed tokens to the last residual stream `[T, D]`.
-    pub fn forward<'w>(
-        &'w self,
-        tape: &mut Tape<'w>,
-        ids: Rc<[u32]>,
-        positions: &[u32],
-        tiles: &[Arc<Tile>],
-        placements: Rc<[u32]>,
-        attend: &Attend,
-    ) -> Var {
-        let mut x = tape.embed(self.decoder.embedding, ids);
-        if !tiles.is_empty() {
-            let features = self.features(tape, tiles);
-            x = tape.place(x, features, placements, self.decoder.config.width);
+    fn sizes(&self) -> VisionSizes {
+        VisionSizes {
+            tile_side: Some(self.tower.config.image_size),
+            features_per_tile: self.features_per_tile(),
+            pixels_per_feature: self.tower.config.patch_size * self.factor,
         }
-        self.decoder.forward(tape, x, positions, attend)
     }
 }

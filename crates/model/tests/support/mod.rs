@@ -8,7 +8,7 @@ use foveate_model::{PromptInput, Segment, Tile, TokenBatch};
 use safetensors::SafeTensors;
 use serde_json::Value;
 
-pub const MODELS: [&str; 4] = ["smolvlm", "smolvlm_nosplit", "smolvlm_v5", "idefics3"];
+pub const MODELS: [&str; 7] = ["smolvlm", "smolvlm_nosplit", "smolvlm_v5", "idefics3", "llama", "qwen2", "qwen3"];
 
 pub fn fixtures() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../fixtures")
@@ -48,16 +48,27 @@ impl Parity {
         let file = SafeTensors::deserialize(&self.bytes).unwrap();
         let entry = &self.json["conversations"][conversation];
         let mut tiles = Vec::new();
-        if let Ok(levels) = file.tensor(&format!("{conversation}.levels")) {
+        // Tiles of one size in one tensor, or a tensor for each picture.
+        let stacked = file.tensor(&format!("{conversation}.levels")).ok();
+        let single = (0..).map_while(|i| file.tensor(&format!("{conversation}.levels.{i}")).ok());
+        for levels in stacked.into_iter().chain(single) {
             let table = self.f32("pixel_table");
-            let (height, width) = (levels.shape()[2], levels.shape()[3]);
+            let [height, width] = levels.shape()[levels.shape().len() - 2..] else { panic!("pixels have two axes") };
             for tile in levels.data().chunks_exact(3 * height * width) {
                 let pixels =
                     tile.iter().enumerate().map(|(i, v)| table[i / (height * width) * 256 + *v as usize]).collect();
-                tiles.push(Arc::new(Tile { height: height as u32, width: width as u32, pixels }));
+                tiles.push(Arc::new(Tile::new(height as u32, width as u32, pixels)));
             }
         }
         PromptInput { ids: ids(&entry["prompt_ids"]), tiles, placements: ids(&entry["placements"]) }
+    }
+
+    /// Ids that end an answer.
+    pub fn end_ids(&self) -> Vec<u32> {
+        match &self.json["tokens"]["end"] {
+            list @ Value::Array(_) => ids(list),
+            single => vec![single.as_u64().unwrap() as u32],
+        }
     }
 
     pub fn completion(&self, conversation: &str) -> Vec<u32> {

@@ -56,6 +56,16 @@ impl Role {
     }
 }
 
+impl Part {
+    /// The words, if it is not a picture.
+    pub fn as_text(&self) -> Option<&str> {
+        match self {
+            Part::Text(text) => Some(text),
+            Part::Image(_) => None,
+        }
+    }
+}
+
 impl Turn {
     /// A turn of one text.
     pub fn text(role: Role, text: impl Into<String>) -> Turn {
@@ -87,13 +97,15 @@ impl Conversation {
     }
 }
 
-/// The turns as templates read them.
-pub(super) fn messages(turns: &[Turn]) -> Json {
+/// The turns as templates read them: `content` as a list of parts, or as one text where a model only reads.
+pub(super) fn messages(turns: &[Turn], with_parts: bool) -> Json {
     let part = |part: &Part| match part {
         Part::Image(_) => json!({"type": "image"}),
         Part::Text(text) => json!({"type": "text", "text": text}),
     };
-    let turn =
-        |turn: &Turn| json!({"role": turn.role.name(), "content": turn.parts.iter().map(part).collect::<Vec<_>>()});
-    Json::Array(turns.iter().map(turn).collect())
+    let content = |turn: &Turn| match with_parts {
+        true => Json::Array(turn.parts.iter().map(part).collect()),
+        false => Json::String(turn.parts.iter().filter_map(Part::as_text).collect()),
+    };
+    Json::Array(turns.iter().map(|turn| json!({"role": turn.role.name(), "content": content(turn)})).collect())
 }

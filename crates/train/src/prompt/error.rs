@@ -71,6 +71,9 @@ pub enum PromptError {
         /// Placeholders in the rendered prompt.
         have: usize,
     },
+    /// The model has no eyes.
+    #[error("the conversation holds a picture, the model only reads text")]
+    NoImages,
     /// The prompt does not fit.
     #[error("the prompt has {tokens} tokens ({image_tokens} of them for images), the limit is {limit}")]
     TooLong {
@@ -126,6 +129,7 @@ impl PromptError {
                 "the template drops or repeats pictures, or image_seq_len in processor_config.json does not fit the \
                  vision settings in config.json"
             }
+            PromptError::NoImages => "use a vision-language model, or data without pictures",
             PromptError::TooLong { .. } => {
                 "shorten the text, use fewer or smaller pictures, or turn image splitting off; raise the limit only if \
                  the model was trained for it"

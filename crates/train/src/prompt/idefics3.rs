@@ -5,12 +5,14 @@
 //! cut row by row, and add the whole picture shrunk to one tile. That last tile is made from the second picture, not
 //! from the original. Without splitting: the first scaling, then one square tile, two resizes in a row.
 
+use std::sync::Arc;
+
 use foveate_model::batch::Tile;
 use foveate_tasks::row::Drawing;
 use serde_json::Value as Json;
 
 use super::error::PromptError;
-use super::processor::{Normalizer, Settings};
+use super::processor::{Normalizer, ProcessedImage, Settings};
 use super::resize::{Filter, Rounding, resize};
 
 /// No side grows beyond this, whatever the settings say.
@@ -122,15 +124,13 @@ impl Idefics3Processor {
         Tiles { tiles, rows, columns }
     }
 
-    /// Rows and columns of cuts that a picture of this size gives, without looking at its pixels; (0, 0) if it is not
-    /// cut.
-    pub fn grid(&self, height: u32, width: u32) -> (u32, u32) {
-        let (height, width) = self.first_size(height, width);
-        let (height, width) = tile_multiples(height, width, self.tile);
-        if !self.split || (height <= self.tile && width <= self.tile) {
-            (0, 0)
-        } else {
-            (height / self.tile, width / self.tile)
+    /// Cuts, normalises and spells out one picture.
+    pub fn process(&self, image: &Drawing) -> ProcessedImage {
+        let cut = self.tiles(image);
+        ProcessedImage {
+            num_features: cut.tiles.len() * self.features_per_tile,
+            text: self.placeholder_text(cut.rows, cut.columns),
+            tiles: cut.tiles.into_iter().map(Arc::new).collect(),
         }
     }
 

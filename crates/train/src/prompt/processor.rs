@@ -16,6 +16,8 @@ use super::resize::Filter;
 /// What turns pictures into tiles and placeholders. A family adds a file and a variant.
 #[derive(Clone, Debug, PartialEq)]
 pub enum ImageProcessor {
+    /// Models that only read: no pictures.
+    TextOnly,
     /// SmolVLM, SmolVLM2, Idefics3.
     Idefics3(Idefics3Processor),
 }
@@ -34,6 +36,9 @@ pub struct ProcessedImage {
 impl ImageProcessor {
     /// The processor of a checkpoint folder. `config` is its `config.json`.
     pub fn load(dir: &Path, config: &Json) -> Result<ImageProcessor, PromptError> {
+        if config.get("vision_config").is_none() {
+            return Ok(ImageProcessor::TextOnly);
+        }
         let settings = Settings::load(dir)?;
         let kind = settings.get("image_processor_type").and_then(Json::as_str).unwrap_or_default();
         let kind = kind.trim_end_matches("Fast").trim_end_matches("Pil");
@@ -48,40 +53,27 @@ impl ImageProcessor {
         }
     }
 
-    /// Cuts, normalises and spells out one picture.
-    pub fn process(&self, image: &Drawing) -> ProcessedImage {
+    /// Cuts, normalises and spells out the pictures of one conversation; some families look at how many there are.
+    pub fn process(&self, images: &[Arc<Drawing>]) -> Result<Vec<ProcessedImage>, PromptError> {
         match self {
-            ImageProcessor::Idefics3(processor) => {
-                let cut = processor.tiles(image);
-                ProcessedImage {
-                    num_features: cut.tiles.len() * processor.features_per_tile(),
-                    text: processor.placeholder_text(cut.rows, cut.columns),
-                    tiles: cut.tiles.into_iter().map(Arc::new).collect(),
-                }
-            }
+            ImageProcessor::TextOnly if images.is_empty() => Ok(Vec::new()),
+            ImageProcessor::TextOnly => Err(PromptError::NoImages),
+            ImageProcessor::Idefics3(processor) => Ok(images.iter().map(|image| processor.process(image)).collect()),
         }
     }
 
-    /// Image features of a picture of this size, without looking at its pixels.
-    pub fn num_features(&self, height: u32, width: u32) -> usize {
+    /// What the template prints for one picture; `None` for models that see none.
+    pub fn template_token(&self) -> Option<&'static str> {
         match self {
-            ImageProcessor::Idefics3(processor) => {
-                let (rows, columns) = processor.grid(height, width);
-                (rows * columns + 1) as usize * processor.features_per_tile()
-            }
-        }
-    }
-
-    /// What the template prints for one picture.
-    pub fn template_token(&self) -> &'static str {
-        match self {
-            ImageProcessor::Idefics3(_) => idefics3::IMAGE_TOKEN,
+            ImageProcessor::TextOnly => None,
+            ImageProcessor::Idefics3(_) => Some(idefics3::IMAGE_TOKEN),
         }
     }
 
     /// Whether this token only ever comes from the processor.
     pub fn is_marker(&self, token: &str) -> bool {
         match self {
+            ImageProcessor::TextOnly => false,
             ImageProcessor::Idefics3(_) => idefics3::is_marker(token),
         }
     }
@@ -226,6 +218,6 @@ impl Normalizer {
                 pixels.extend(line.chunks_exact(3).map(|pixel| table[pixel[channel] as usize]));
             }
         }
-        Tile { height, width, pixels }
+        Tile::new(height, width, pixels)
     }
 }

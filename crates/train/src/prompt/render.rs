@@ -23,7 +23,7 @@ pub struct Prompter {
     codec: TextCodec,
     template: ChatTemplate,
     processor: ImageProcessor,
-    image_token_id: u32,
+    image_token_id: Option<u32>,
     /// Special tokens that give prompts their structure; text of a conversation must not hold them.
     control: BTreeSet<u32>,
     banned: Vec<u32>,
@@ -50,16 +50,22 @@ impl Prompter {
         let codec = TextCodec::load(dir, &config)?;
         let template = ChatTemplate::load(dir, codec.token_names().clone())?;
         let processor = ImageProcessor::load(dir, &config)?;
-        let token = processor.template_token();
-        let image_token_id = codec.id(token).ok_or_else(|| PromptError::Settings {
-            path: dir.join("tokenizer.json"),
-            problem: format!("holds no {token} token"),
-        })?;
-        let stated = config.get("image_token_id").and_then(Json::as_u64);
-        if let Some(stated) = stated.filter(|&stated| stated != image_token_id as u64) {
-            let problem = format!("image_token_id is {stated}, but {token} is token {image_token_id}");
-            return Err(PromptError::Settings { path: config_path, problem });
-        }
+        let image_token_id = match processor.template_token() {
+            None => None,
+            Some(token) => {
+                let id = codec.id(token).ok_or_else(|| PromptError::Settings {
+                    path: dir.join("tokenizer.json"),
+                    problem: format!("holds no {token} token"),
+                })?;
+                // LLaVA's configurations call it an index.
+                let stated = ["image_token_id", "image_token_index"].iter().find_map(|key| config.get(key)?.as_u64());
+                if let Some(stated) = stated.filter(|&stated| stated != id as u64) {
+                    let problem = format!("image_token_id is {stated}, but {token} is token {id}");
+                    return Err(PromptError::Settings { path: config_path, problem });
+                }
+                Some(id)
+            }
+        };
         let control = control_tokens(&codec, &template, &processor);
         let text_config = config.get("text_config").unwrap_or(&config);
         let max_tokens = text_config.get("max_position_embeddings").and_then(Json::as_u64);
@@ -77,7 +83,7 @@ impl Prompter {
     /// What the model reads before it answers: the conversation and the beginning of the answer's turn.
     pub fn prompt(&self, conversation: &Conversation) -> Result<PromptInput, PromptError> {
         self.check(&conversation.turns)?;
-        let text = self.template.render(&messages(&conversation.turns), true)?;
+        let text = self.render(&conversation.turns, true)?;
         let images = self.images(conversation)?;
         let mut input = PromptInput { tiles: images.tiles, ..PromptInput::default() };
         let text = self.expand(&text, &mut images.texts.into_iter(), true)?;
@@ -119,8 +125,8 @@ impl Prompter {
             MaskedInput { input: PromptInput { tiles: images.tiles, ..PromptInput::default() }, trained: Vec::new() };
         let mut done = String::new();
         for (index, answer) in turns.iter().enumerate().filter(|(_, turn)| turn.role == Role::Assistant) {
-            let prompt = self.template.render(&messages(&turns[..index]), true)?;
-            let full = self.template.render(&messages(&turns[..=index]), false)?;
+            let prompt = self.render(&turns[..index], true)?;
+            let full = self.render(&turns[..=index], false)?;
             let question = prompt.strip_prefix(done.as_str()).ok_or(PromptError::NotAPrefix { turn: index })?;
             let rest = full.strip_prefix(prompt.as_str()).ok_or(PromptError::NotAPrefix { turn: index + 1 })?;
             let completion = self.cut_after_end(rest);
@@ -159,8 +165,8 @@ impl Prompter {
         self.codec.vocab_size()
     }
 
-    /// The token that one image feature takes the place of.
-    pub fn image_token_id(&self) -> u32 {
+    /// The token that one image feature takes the place of; `None` for models that see no pictures.
+    pub fn image_token_id(&self) -> Option<u32> {
         self.image_token_id
     }
 
@@ -189,13 +195,19 @@ impl Prompter {
         self.max_tokens = limit;
     }
 
+    fn render(&self, turns: &[Turn], add_generation_prompt: bool) -> Result<String, PromptError> {
+        // Templates of text models print `content` as it is.
+        let with_parts = self.image_token_id.is_some();
+        self.template.render(&messages(turns, with_parts), add_generation_prompt)
+    }
+
     fn answer_ids(&self, before: &[Turn], answer: &Turn) -> Result<Vec<u32>, PromptError> {
         self.check_answer(answer)?;
         self.check(before)?;
         let mut all = before.to_vec();
         all.push(answer.clone());
-        let prompt = self.template.render(&messages(before), true)?;
-        let full = self.template.render(&messages(&all), false)?;
+        let prompt = self.render(before, true)?;
+        let full = self.render(&all, false)?;
         let completion = match full.strip_prefix(prompt.as_str()) {
             Some(rest) => self.cut_after_end(rest),
             // LLaVA-OneVision's template writes answers and generation prompts differently: the bare text counts.
@@ -274,9 +286,9 @@ impl Prompter {
     }
 
     fn images(&self, conversation: &Conversation) -> Result<Images, PromptError> {
+        let loaded = conversation.images().map(image::load).collect::<Result<Vec<_>, _>>()?;
         let mut images = Images::default();
-        for data in conversation.images() {
-            let processed = self.processor.process(&*image::load(data)?);
+        for processed in self.processor.process(&loaded)? {
             images.tiles.extend(processed.tiles);
             images.texts.push(processed.text);
             images.num_features += processed.num_features;
@@ -286,7 +298,7 @@ impl Prompter {
 
     /// Puts the processor's text in the place of each placeholder. `all`: every picture must find one.
     fn expand(&self, text: &str, images: &mut std::vec::IntoIter<String>, all: bool) -> Result<String, PromptError> {
-        let token = self.processor.template_token();
+        let Some(token) = self.processor.template_token() else { return Ok(text.to_string()) };
         let have = text.matches(token).count();
         let need = images.len();
         if have > need || (all && have < need) {
@@ -303,7 +315,7 @@ impl Prompter {
 
     /// Finds the image tokens; there must be exactly one per feature.
     fn place(&self, input: &mut PromptInput, num_features: usize) -> Result<(), PromptError> {
-        let is_image = |&(_, &id): &(usize, &u32)| id == self.image_token_id;
+        let is_image = |&(_, &id): &(usize, &u32)| Some(id) == self.image_token_id;
         input.placements = input.ids.iter().enumerate().filter(is_image).map(|(index, _)| index as u32).collect();
         let (tokens, image_tokens) = (input.ids.len(), input.placements.len());
         if image_tokens != num_features {
@@ -323,15 +335,6 @@ struct Images {
     /// One text per picture.
     texts: Vec<String>,
     num_features: usize,
-}
-
-impl Part {
-    fn as_text(&self) -> Option<&str> {
-        match self {
-            Part::Text(text) => Some(text),
-            Part::Image(_) => None,
-        }
-    }
 }
 
 fn plain_text(turn: &Turn) -> String {

@@ -429,7 +429,7 @@ mod tests {
     use crate::update::reduction::Reduction;
 
     fn tile(value: f32) -> Arc<Tile> {
-        Arc::new(Tile { height: 1, width: 1, pixels: vec![value; 3] })
+        Arc::new(Tile::new(1, 1, vec![value; 3]))
     }
 
     fn prompt(ids: &[u32], tiles: &[Arc<Tile>], placements: &[u32]) -> PromptInput {
