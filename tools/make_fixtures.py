@@ -43,8 +43,9 @@ def main() -> None:
             print("parity", name)
     if chosen("families"):
         from fixture_families import TEXT_MAKERS, make_family_parity
+        from fixture_qwen import QWEN_MAKERS
 
-        for name, make in TEXT_MAKERS.items():
+        for name, make in (TEXT_MAKERS | QWEN_MAKERS).items():
             make(FIXTURES / "models" / name)
             make_family_parity(name, FIXTURES / "models", FIXTURES / "images", FIXTURES / "parity")
             print("family", name)

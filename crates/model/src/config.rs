@@ -3,6 +3,7 @@
 
 use std::path::{Path, PathBuf};
 
+use foveate_kernels::cpu::activation::Activation;
 use serde_json::Value;
 
 use crate::error::ModelError;
@@ -75,6 +76,21 @@ impl<'a> Keys<'a> {
     /// A word, if present.
     pub fn word(&self, key: &str) -> Option<&'a str> {
         self.get(key).and_then(Value::as_str)
+    }
+
+    /// An activation, with a default.
+    pub fn activation(&self, key: &str, default: Activation) -> Result<Activation, ModelError> {
+        match self.word(key) {
+            None => Ok(default),
+            Some("gelu_pytorch_tanh" | "gelu_new") => Ok(Activation::GeluTanh),
+            Some("gelu") => Ok(Activation::GeluErf),
+            Some("quick_gelu") => Ok(Activation::QuickGelu),
+            Some("silu") => Ok(Activation::Silu),
+            Some(other) => Err(self.problem(
+                format!("{}{key} \"{other}\" is not supported", self.prefix),
+                "supported: gelu_pytorch_tanh, gelu, quick_gelu, silu",
+            )),
+        }
     }
 
     /// An error about a combination of keys.

@@ -197,3 +197,16 @@ fn dropout_leaves_inputs_out_while_learning_and_its_gradient_follows_differences
     policy.weights_mut().set_dropout(draw(0.0, 0));
     assert_eq!(policy.score(&batch).unwrap(), whole, "a rate of 0 is no dropout");
 }
+
+#[test]
+fn every_block_of_every_family_gets_adapters() {
+    for (name, module) in [
+        ("qwen3", "model.layers.1.self_attn.q_proj.lora_A.weight"),
+        ("qwen2_vl", "model.visual.blocks.1.attn.qkv.lora_A.weight"),
+        ("qwen3_vl", "model.language_model.layers.2.mlp.up_proj.lora_B.weight"),
+    ] {
+        let policy = Policy::load(&fixtures().join("models").join(name), Precision::F32).unwrap();
+        let policy = policy.with_adapters(&spec(&[]), 3).unwrap();
+        assert!(policy.parameters().iter().any(|info| info.name == module), "{name}: {module}");
+    }
+}

@@ -1,38 +1,46 @@
 //! What must always hold: sampler and trainer agree bit for bit, sharing a prefix and packing change no gradient,
-//! neither recomputing nor the number of threads changes a bit.
+//! neither recomputing nor the number of threads changes a bit. In every family.
 
 mod support;
-
-use std::sync::Arc;
 
 use foveate_model::{
     Derivatives, Gradients, HeadOutput, Policy, Precision, PromptInput, SampleJob, SamplingSpec, Trainable,
 };
-use support::{Parity, fixtures, pack};
+use support::{FAMILIES, Parity, fixtures, pack};
 
-fn policy(precision: Precision) -> Policy {
-    Policy::load(&fixtures().join("models/smolvlm"), precision).unwrap()
+fn policy(name: &str, precision: Precision) -> Policy {
+    Policy::load(&fixtures().join("models").join(name), precision).unwrap()
 }
 
-fn spec() -> SamplingSpec {
+fn spec(name: &str) -> SamplingSpec {
+    let parity = Parity::open(name);
+    let image = parity.json["tokens"]["image"].as_u64().map(|id| id as u32);
     SamplingSpec {
         temperature: 0.8,
         top_p: 1.0,
         top_k: 0,
         min_p: 0.0,
         max_new_tokens: 12,
-        end_ids: vec![Parity::open("smolvlm").json["tokens"]["end"].as_u64().unwrap() as u32],
-        banned: Arc::from([1u32, 461]),
+        end_ids: parity.end_ids(),
+        banned: [1].into_iter().chain(image).collect(),
     }
+}
+
+/// Every family in both number types.
+fn cases() -> impl Iterator<Item = (&'static str, Precision)> {
+    FAMILIES.into_iter().flat_map(|name| [(name, Precision::F32), (name, Precision::Bf16)])
 }
 
 fn job(prompt: &PromptInput, question: u32, num_answers: u32) -> SampleJob<'_> {
     SampleJob { prompt, num_answers, seed: 5, step: 3, question, first_answer: 0 }
 }
 
-fn prompts() -> Vec<PromptInput> {
-    let parity = Parity::open("smolvlm");
-    ["one_image", "text_only", "line", "two_images"].iter().map(|c| parity.prompt(c)).collect()
+fn prompts(name: &str) -> Vec<PromptInput> {
+    let parity = Parity::open(name);
+    let seeing = ["one_image", "text_only", "line", "two_images"];
+    let reading = ["question", "system", "multi_turn", "composed"];
+    let names = if parity.json["tokens"]["image"].is_null() { reading } else { seeing };
+    names.iter().map(|c| parity.prompt(c)).collect()
 }
 
 /// A rule with different numbers for every token, as a real one has.
@@ -45,11 +53,11 @@ fn uneven(output: &HeadOutput) -> Derivatives {
 
 #[test]
 fn sampler_and_trainer_agree_bit_for_bit() {
-    for precision in [Precision::F32, Precision::Bf16] {
-        let mut policy = policy(precision);
-        let prompts = prompts();
+    for (name, precision) in cases() {
+        let mut policy = policy(name, precision);
+        let prompts = prompts(name);
         let jobs: Vec<_> = prompts.iter().enumerate().map(|(i, prompt)| job(prompt, i as u32, 5)).collect();
-        let answers = policy.sample(&jobs, &spec(), &mut |_| {}).unwrap();
+        let answers = policy.sample(&jobs, &spec(name), &mut |_| {}).unwrap();
         let groups: Vec<_> = prompts
             .iter()
             .zip(&answers)
@@ -58,30 +66,30 @@ fn sampler_and_trainer_agree_bit_for_bit() {
         for share in [true, false] {
             let mut batch = pack(&groups, share);
             batch.inv_temperature.fill(1.0 / 0.8);
-            batch.banned = spec().banned;
+            batch.banned = spec(name).banned;
             let output = policy.score(&batch).unwrap();
             let sampled: Vec<f32> = answers.iter().flatten().flat_map(|a| a.logprob.clone()).collect();
             let entropy: Vec<f32> = answers.iter().flatten().flat_map(|a| a.entropy.clone()).collect();
             assert!(output.logprob.len() > 100);
-            assert_eq!(output.logprob, sampled, "{precision:?}, shared prefix {share}");
-            assert_eq!(output.entropy, entropy, "{precision:?}, shared prefix {share}");
+            assert_eq!(output.logprob, sampled, "{name} {precision:?}, shared prefix {share}");
+            assert_eq!(output.entropy, entropy, "{name} {precision:?}, shared prefix {share}");
         }
-        assert!(answers.iter().flatten().flat_map(|a| &a.ids).all(|id| !spec().banned.contains(id)));
+        assert!(answers.iter().flatten().flat_map(|a| &a.ids).all(|id| !spec(name).banned.contains(id)));
     }
 }
 
 #[test]
 fn an_answer_does_not_depend_on_its_neighbours() {
-    for precision in [Precision::F32, Precision::Bf16] {
-        let mut policy = policy(precision);
-        let prompts = prompts();
+    for (name, precision) in cases() {
+        let mut policy = policy(name, precision);
+        let prompts = prompts(name);
         let jobs: Vec<_> = prompts.iter().enumerate().map(|(i, prompt)| job(prompt, i as u32, 4)).collect();
-        let together = policy.sample(&jobs, &spec(), &mut |_| {}).unwrap();
+        let together = policy.sample(&jobs, &spec(name), &mut |_| {}).unwrap();
         for (index, want) in together.iter().enumerate() {
-            let alone = policy.sample(&jobs[index..index + 1], &spec(), &mut |_| {}).unwrap();
+            let alone = policy.sample(&jobs[index..index + 1], &spec(name), &mut |_| {}).unwrap();
             assert_eq!(&alone[0], want);
             let third = SampleJob { first_answer: 2, num_answers: 1, ..jobs[index].clone() };
-            assert_eq!(policy.sample(&[third], &spec(), &mut |_| {}).unwrap()[0][0], want[2]);
+            assert_eq!(policy.sample(&[third], &spec(name), &mut |_| {}).unwrap()[0][0], want[2]);
         }
     }
 }
@@ -112,67 +120,71 @@ fn close(a: &Gradients, b: &Gradients, tolerance: f32) {
 
 #[test]
 fn prefix_sharing_packing_and_splitting_change_no_gradient() {
-    let mut policy = policy(Precision::F32);
-    let prompts = prompts();
-    let answers = |seed: u32| -> Vec<Vec<u32>> {
-        (0..4u32).map(|i| (0..3 + 2 * i).map(|t| 10 + (seed * 37 + i * 11 + t * 5) % 400).collect()).collect()
-    };
-    let groups: Vec<_> = prompts.iter().enumerate().map(|(i, prompt)| (prompt, answers(i as u32))).collect();
-    let shared = gradients(&mut policy, &[pack(&groups, true)]);
-    let separate = gradients(&mut policy, &[pack(&groups, false)]);
-    assert_eq!(shared.0, separate.0, "log-probabilities do not depend on packing");
-    close(&shared.1, &separate.1, 1e-5);
-    let split: Vec<_> = groups.iter().map(|group| pack(std::slice::from_ref(group), true)).collect();
-    let split = gradients(&mut policy, &split);
-    assert_eq!(shared.0, split.0);
-    close(&shared.1, &split.1, 1e-5);
+    for name in FAMILIES {
+        let mut policy = policy(name, Precision::F32);
+        let prompts = prompts(name);
+        let answers = |seed: u32| -> Vec<Vec<u32>> {
+            (0..4u32).map(|i| (0..3 + 2 * i).map(|t| 10 + (seed * 37 + i * 11 + t * 5) % 380).collect()).collect()
+        };
+        let groups: Vec<_> = prompts.iter().enumerate().map(|(i, prompt)| (prompt, answers(i as u32))).collect();
+        let shared = gradients(&mut policy, &[pack(&groups, true)]);
+        let separate = gradients(&mut policy, &[pack(&groups, false)]);
+        assert_eq!(shared.0, separate.0, "log-probabilities do not depend on packing");
+        close(&shared.1, &separate.1, 1e-5);
+        let split: Vec<_> = groups.iter().map(|group| pack(std::slice::from_ref(group), true)).collect();
+        let split = gradients(&mut policy, &split);
+        assert_eq!(shared.0, split.0);
+        close(&shared.1, &split.1, 1e-5);
+    }
 }
 
 #[test]
 fn recomputing_and_threads_change_no_bit() {
-    for precision in [Precision::F32, Precision::Bf16] {
-        let prompts = prompts();
+    for (name, precision) in cases() {
+        let prompts = prompts(name);
         let groups: Vec<_> = prompts.iter().map(|prompt| (prompt, vec![vec![5, 9, 70, 3], vec![8, 4]])).collect();
         let batch = pack(&groups, true);
         let run = |threads: usize, recompute: bool| {
             foveate_kernels::team::with_threads(threads, || {
-                let mut policy = policy(precision);
+                let mut policy = policy(name, precision);
                 policy.set_recompute(recompute);
                 let mut gradients = policy.new_gradients();
                 policy.accumulate_gradients(&batch, &mut gradients, &mut uneven).unwrap();
                 let jobs: Vec<_> = prompts.iter().enumerate().map(|(i, prompt)| job(prompt, i as u32, 3)).collect();
-                (gradients.flat, policy.sample(&jobs, &spec(), &mut |_| {}).unwrap())
+                (gradients.flat, policy.sample(&jobs, &spec(name), &mut |_| {}).unwrap())
             })
         };
         let one = run(1, false);
         for (threads, recompute) in [(1, true), (2, false), (5, false)] {
-            assert!(one == run(threads, recompute), "{precision:?}: {threads} threads, recompute {recompute}");
+            assert!(one == run(threads, recompute), "{name} {precision:?}: {threads} threads, recompute {recompute}");
         }
     }
 }
 
 #[test]
 fn every_trainable_parameter_and_no_other_receives_a_gradient() {
-    let mut policy = policy(Precision::F32);
-    let prompts = prompts();
-    let groups: Vec<_> = prompts.iter().map(|prompt| (prompt, vec![vec![5, 9, 70, 3], vec![8, 4]])).collect();
-    let batch = pack(&groups, true);
-    for trainable in [
-        Trainable::ALL,
-        Trainable { vision: false, connector: true, language: true },
-        Trainable { vision: false, connector: false, language: true },
-        Trainable { vision: true, connector: false, language: false },
-        Trainable { vision: false, connector: true, language: false },
-        Trainable::NONE,
-    ] {
-        policy.set_trainable(trainable);
-        let mut gradients = policy.new_gradients();
-        policy.accumulate_gradients(&batch, &mut gradients, &mut uneven).unwrap();
-        for info in policy.parameters() {
-            let any = gradients.flat[info.offset..info.offset + info.len].iter().any(|g| *g != 0.0);
-            // A key bias shifts all scores of a query alike, so its gradient is zero up to rounding.
-            if !info.name.ends_with("k_proj.bias") {
-                assert_eq!(any, trainable.includes(info.part), "{trainable:?}: {}", info.name);
+    for name in FAMILIES {
+        let mut policy = policy(name, Precision::F32);
+        let prompts = prompts(name);
+        let groups: Vec<_> = prompts.iter().map(|prompt| (prompt, vec![vec![5, 9, 70, 3], vec![8, 4]])).collect();
+        let batch = pack(&groups, true);
+        for trainable in [
+            Trainable::ALL,
+            Trainable { vision: false, connector: true, language: true },
+            Trainable { vision: false, connector: false, language: true },
+            Trainable { vision: true, connector: false, language: false },
+            Trainable { vision: false, connector: true, language: false },
+            Trainable::NONE,
+        ] {
+            policy.set_trainable(trainable);
+            let mut gradients = policy.new_gradients();
+            policy.accumulate_gradients(&batch, &mut gradients, &mut uneven).unwrap();
+            for info in policy.parameters() {
+                let any = gradients.flat[info.offset..info.offset + info.len].iter().any(|g| *g != 0.0);
+                // A key bias shifts all scores of a query alike, so its gradient is zero up to rounding.
+                if !info.name.ends_with("k_proj.bias") {
+                    assert_eq!(any, trainable.includes(info.part), "{trainable:?}: {}", info.name);
+                }
             }
         }
     }
@@ -180,19 +192,19 @@ fn every_trainable_parameter_and_no_other_receives_a_gradient() {
 
 #[test]
 fn bf16_stays_near_f32() {
-    let prompts = prompts();
+    let prompts = prompts("smolvlm");
     let groups: Vec<_> = prompts.iter().map(|prompt| (prompt, vec![vec![5, 9, 70, 3]])).collect();
     let batch = pack(&groups, true);
-    let exact = policy(Precision::F32).score(&batch).unwrap();
-    let rounded = policy(Precision::Bf16).score(&batch).unwrap();
+    let exact = policy("smolvlm", Precision::F32).score(&batch).unwrap();
+    let rounded = policy("smolvlm", Precision::Bf16).score(&batch).unwrap();
     let worst = exact.logprob.iter().zip(&rounded.logprob).map(|(a, b)| (a - b).abs()).fold(0f32, f32::max);
     assert!(worst > 0.0 && worst < 0.25, "{worst}");
 }
 
 #[test]
 fn contradictory_batches_are_refused() {
-    let mut policy = policy(Precision::F32);
-    let prompt = &prompts()[0];
+    let mut policy = policy("smolvlm", Precision::F32);
+    let prompt = &prompts("smolvlm")[0];
     let good = pack(&[(prompt, vec![vec![5, 9]])], true);
     policy.score(&good).unwrap();
     let mut bad = good.clone();

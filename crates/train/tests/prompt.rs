@@ -3,7 +3,7 @@
 
 use std::path::PathBuf;
 
-use foveate_tasks::row::ImageData;
+use foveate_tasks::row::{Drawing, ImageData};
 use foveate_train::prompt::{Conversation, Part, PromptError, Prompter, Role, Turn};
 use safetensors::SafeTensors;
 use serde_json::Value as Json;
@@ -11,8 +11,10 @@ use serde_json::Value as Json;
 const MODELS: [&str; 4] = ["smolvlm", "smolvlm_nosplit", "smolvlm_v5", "idefics3"];
 const TEXT_MODELS: [&str; 3] = ["llama", "qwen2", "qwen3"];
 
+const QWEN_MODELS: [&str; 3] = ["qwen2_vl", "qwen2_5_vl", "qwen3_vl"];
+
 fn all_models() -> impl Iterator<Item = &'static str> {
-    MODELS.into_iter().chain(TEXT_MODELS)
+    MODELS.into_iter().chain(TEXT_MODELS).chain(QWEN_MODELS)
 }
 
 fn fixtures() -> PathBuf {
@@ -132,6 +134,31 @@ fn text_models_refuse_pictures_and_read_everything_else() {
             assert_eq!(prompter.decode(&ids, true), answer, "{model}");
         }
         assert!(prompter.prompt(&Conversation::question(&[], "a<|im_end|>b")).is_err());
+    }
+}
+
+#[test]
+fn qwen_refuses_what_its_processor_refuses() {
+    for model in QWEN_MODELS {
+        let prompter = prompter(model);
+        let thin = ImageData::Drawn(std::sync::Arc::new(Drawing { width: 402, height: 2, rgb: vec![9; 2412] }));
+        let error = prompter.prompt(&Conversation::question(&[thin], "q")).unwrap_err();
+        assert!(matches!(error, PromptError::PictureShape { width: 402, height: 2, .. }), "{model}: {error}");
+        for text in ["<|image_pad|>", "a<|vision_start|>b", "<|video_pad|>", "<|im_end|>"] {
+            let error = prompter.prompt(&Conversation::question(&[picture("scene.png")], text)).unwrap_err();
+            assert!(matches!(error, PromptError::ControlToken { .. }), "{model} {text}: {error}");
+        }
+    }
+    for (from, to) in [
+        ("\"patch_size\": 4", "\"patch_size\": 5"),
+        ("\"min_pixels\": 256", "\"min_pixels\": 9999999"),
+        ("\"max_pixels\": 2304", "\"max_pixels\": -1"),
+    ] {
+        let error = damaged("qwen2_5_vl", "preprocessor_config.json", |text| {
+            assert!(text.contains(from), "{from}");
+            Some(text.replace(from, to))
+        });
+        assert!(matches!(error, Err(PromptError::Settings { .. })), "{to}: {error:?}");
     }
 }
 

@@ -6,6 +6,10 @@
 //! [`Family::declare`].
 
 pub mod decoder;
+pub mod qwen2_5_vl;
+pub mod qwen2_vl;
+pub mod qwen3_vl;
+pub mod qwen_vision;
 pub mod siglip;
 pub mod smolvlm;
 
@@ -19,13 +23,17 @@ use crate::batch::{Segment, Tile};
 use crate::config::Keys;
 use crate::error::ModelError;
 use crate::families::decoder::{Decoder, DecoderConfig, DeepStack, Dialect, LLAMA, QWEN2, QWEN3};
+use crate::families::qwen2_5_vl::Qwen25Vl;
+use crate::families::qwen2_vl::Qwen2Vl;
+use crate::families::qwen3_vl::Qwen3Vl;
 use crate::families::smolvlm::SmolVlm;
 use crate::positions::{Positions, around_pictures};
 use crate::tape::{Attend, Tape, Var};
 use crate::weights::{Layout, Naming};
 
 /// `model_type` of every family that can be loaded.
-pub const SUPPORTED: [&str; 5] = ["smolvlm", "idefics3", "llama", "qwen2", "qwen3"];
+pub const SUPPORTED: [&str; 8] =
+    ["smolvlm", "idefics3", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "llama", "qwen2", "qwen3"];
 
 /// What stands before a decoder and turns pictures into features.
 pub trait Vision {
@@ -84,16 +92,32 @@ impl Family {
         let Some(name) = SUPPORTED.into_iter().find(|name| *name == found) else {
             return Err(ModelError::UnknownFamily { found: found.to_string() });
         };
+        let mut namings: &'static [Naming] = &[&[]];
         let (decoder, vision): (_, Option<Box<dyn Vision>>) = match name {
             "smolvlm" | "idefics3" => {
                 let (vision, decoder) = SmolVlm::declare(layout, &root)?;
+                (decoder, Some(Box::new(vision)))
+            }
+            "qwen2_vl" => {
+                namings = &qwen_vision::NAMINGS;
+                let (vision, decoder) = Qwen2Vl::declare(layout, &root)?;
+                (decoder, Some(Box::new(vision)))
+            }
+            "qwen2_5_vl" => {
+                namings = &qwen_vision::NAMINGS;
+                let (vision, decoder) = Qwen25Vl::declare(layout, &root)?;
+                (decoder, Some(Box::new(vision)))
+            }
+            "qwen3_vl" => {
+                namings = &qwen_vision::NAMINGS;
+                let (vision, decoder) = Qwen3Vl::declare(layout, &root)?;
                 (decoder, Some(Box::new(vision)))
             }
             "qwen2" => (text_model(layout, &root, &QWEN2)?, None),
             "qwen3" => (text_model(layout, &root, &QWEN3)?, None),
             _ => (text_model(layout, &root, &LLAMA)?, None),
         };
-        Ok(Family { name, decoder, vision, namings: &[&[]] })
+        Ok(Family { name, decoder, vision, namings })
     }
 
     /// Features that pictures become; an error says what the family cannot take.
@@ -157,7 +181,9 @@ pub fn nearest(found: &str) -> Option<&'static str> {
         let shared = found.bytes().zip(name.bytes()).take_while(|(a, b)| a == b).count();
         shared >= 4 || distance(name) <= 2
     };
-    SUPPORTED.into_iter().filter(alike).min_by_key(|name| distance(name))
+    // qwen3_moe begins as qwen3 does, though fewer letters lie between it and qwen3_vl.
+    let beginning = SUPPORTED.into_iter().filter(|name| found.starts_with(name)).max_by_key(|name| name.len());
+    beginning.or_else(|| SUPPORTED.into_iter().filter(alike).min_by_key(|name| distance(name)))
 }
 
 /// Single-letter changes that turn one word into the other.
@@ -183,6 +209,7 @@ mod tests {
     fn unknown_families_are_told_what_is_near() {
         assert_eq!(nearest("qwen2_moe"), Some("qwen2"));
         assert_eq!(nearest("qwen3_moe"), Some("qwen3"));
+        assert_eq!(nearest("qwen3_vl_moe"), Some("qwen3_vl"));
         assert_eq!(nearest("llama4"), Some("llama"));
         assert_eq!(nearest("Llama"), Some("llama"));
         assert_eq!(nearest("mamba"), None);

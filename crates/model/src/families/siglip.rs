@@ -46,17 +46,7 @@ impl SiglipConfig {
                 "hidden_size must be a multiple of num_attention_heads, num_channels 3",
             ));
         }
-        let activation = match vision.word("hidden_act").unwrap_or("gelu_pytorch_tanh") {
-            "gelu_pytorch_tanh" | "gelu_new" => Activation::GeluTanh,
-            "gelu" => Activation::GeluErf,
-            "quick_gelu" => Activation::QuickGelu,
-            other => {
-                return Err(vision.problem(
-                    format!("vision hidden_act \"{other}\" is not supported"),
-                    "supported: gelu_pytorch_tanh, gelu, quick_gelu",
-                ));
-            }
-        };
+        let activation = vision.activation("hidden_act", Activation::GeluTanh)?;
         Ok(Self {
             width,
             hidden: vision.size("intermediate_size", 3072)?,

@@ -8,7 +8,21 @@ use foveate_model::{PromptInput, Segment, Tile, TokenBatch};
 use safetensors::SafeTensors;
 use serde_json::Value;
 
-pub const MODELS: [&str; 7] = ["smolvlm", "smolvlm_nosplit", "smolvlm_v5", "idefics3", "llama", "qwen2", "qwen3"];
+pub const MODELS: [&str; 10] = [
+    "smolvlm",
+    "smolvlm_nosplit",
+    "smolvlm_v5",
+    "idefics3",
+    "llama",
+    "qwen2",
+    "qwen3",
+    "qwen2_vl",
+    "qwen2_5_vl",
+    "qwen3_vl",
+];
+
+/// One checkpoint of each family, for what must hold in all of them.
+pub const FAMILIES: [&str; 7] = ["smolvlm", "llama", "qwen2", "qwen3", "qwen2_vl", "qwen2_5_vl", "qwen3_vl"];
 
 pub fn fixtures() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../fixtures")

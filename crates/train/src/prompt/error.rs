@@ -55,6 +55,16 @@ pub enum PromptError {
         /// Most pixels that are decoded.
         limit: u64,
     },
+    /// A picture has a shape that the model's processor does not take.
+    #[error("a picture has {width} x {height} pixels: more than 200 times as long as wide, or no multiple of {side}")]
+    PictureShape {
+        /// Columns of pixels.
+        width: u32,
+        /// Rows of pixels.
+        height: u32,
+        /// Side in pixels of what one image token stands for.
+        side: u32,
+    },
     /// Text of the conversation holds a token that gives prompts their structure.
     #[error("the {role} text contains {token:?}, which is a control token of this model")]
     ControlToken {
@@ -122,6 +132,9 @@ impl PromptError {
             PromptError::Tokenizer { .. } => "tokenizer.json may be damaged",
             PromptError::Image { .. } => "PNG, JPEG and WebP are read; paths are relative to the file that names them",
             PromptError::ImageTooLarge { .. } => "shrink the picture first; models see far fewer pixels",
+            PromptError::PictureShape { .. } => {
+                "crop or pad the picture; with do_resize off, both sides must be multiples of a feature"
+            }
             PromptError::ControlToken { .. } => {
                 "remove it from the data; pictures are given as image parts, not as text"
             }

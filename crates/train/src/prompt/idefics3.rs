@@ -74,7 +74,7 @@ impl Idefics3Processor {
             split,
             filter: settings.filter(Filter::Lanczos)?,
             rounding: Rounding::Pillow,
-            normalizer: settings.normalizer()?,
+            normalizer: settings.normalizer([0.5; 3], [0.5; 3])?,
             features_per_tile,
         })
     }

@@ -11,6 +11,7 @@ use serde_json::Value as Json;
 use super::error::PromptError;
 use super::files;
 use super::idefics3::{self, Idefics3Processor};
+use super::qwen::{self, QwenProcessor};
 use super::resize::Filter;
 
 /// What turns pictures into tiles and placeholders. A family adds a file and a variant.
@@ -20,6 +21,8 @@ pub enum ImageProcessor {
     TextOnly,
     /// SmolVLM, SmolVLM2, Idefics3.
     Idefics3(Idefics3Processor),
+    /// Qwen2-VL, Qwen2.5-VL, Qwen3-VL.
+    Qwen(QwenProcessor),
 }
 
 /// One picture as the model and the prompt see it.
@@ -40,15 +43,19 @@ impl ImageProcessor {
             return Ok(ImageProcessor::TextOnly);
         }
         let settings = Settings::load(dir)?;
-        let kind = settings.get("image_processor_type").and_then(Json::as_str).unwrap_or_default();
-        let kind = kind.trim_end_matches("Fast").trim_end_matches("Pil");
+        let stated = settings.get("image_processor_type").and_then(Json::as_str).unwrap_or_default();
+        let kind = stated.trim_end_matches("Fast").trim_end_matches("Pil");
         let model_type = config.get("model_type").and_then(Json::as_str).unwrap_or_default();
         match (kind, model_type) {
             ("Idefics3ImageProcessor" | "SmolVLMImageProcessor", _) | ("", "idefics3" | "smolvlm") => {
                 Ok(ImageProcessor::Idefics3(Idefics3Processor::new(&settings, config)?))
             }
+            ("Qwen2VLImageProcessor", _) | ("", "qwen2_vl" | "qwen2_5_vl" | "qwen3_vl") => {
+                Ok(ImageProcessor::Qwen(QwenProcessor::new(&settings, config, stated.ends_with("Fast"))?))
+            }
             _ => Err(settings.problem(format!(
-                "image processor {kind:?} of model type {model_type:?} is unknown; known are SmolVLM's and Idefics3's"
+                "image processor {kind:?} of model type {model_type:?} is unknown; known are those of SmolVLM, Idefics3 \
+                 and Qwen2-VL"
             ))),
         }
     }
@@ -59,6 +66,7 @@ impl ImageProcessor {
             ImageProcessor::TextOnly if images.is_empty() => Ok(Vec::new()),
             ImageProcessor::TextOnly => Err(PromptError::NoImages),
             ImageProcessor::Idefics3(processor) => Ok(images.iter().map(|image| processor.process(image)).collect()),
+            ImageProcessor::Qwen(processor) => images.iter().map(|image| processor.process(image)).collect(),
         }
     }
 
@@ -67,6 +75,7 @@ impl ImageProcessor {
         match self {
             ImageProcessor::TextOnly => None,
             ImageProcessor::Idefics3(_) => Some(idefics3::IMAGE_TOKEN),
+            ImageProcessor::Qwen(_) => Some(qwen::IMAGE_TOKEN),
         }
     }
 
@@ -75,6 +84,7 @@ impl ImageProcessor {
         match self {
             ImageProcessor::TextOnly => false,
             ImageProcessor::Idefics3(_) => idefics3::is_marker(token),
+            ImageProcessor::Qwen(_) => qwen::is_marker(token),
         }
     }
 }
@@ -137,15 +147,15 @@ impl Settings {
         }
     }
 
-    /// Rescaling and normalising, as one table. Defaults are those of the Python classes: mean and deviation 1/2.
-    pub fn normalizer(&self) -> Result<Normalizer, PromptError> {
+    /// Rescaling and normalising, as one table. `mean` and `deviation` are those of the Python class.
+    pub fn normalizer(&self, mean: [f64; 3], deviation: [f64; 3]) -> Result<Normalizer, PromptError> {
         let factor = match self.get("rescale_factor") {
             _ if !self.flag("do_rescale", true)? => None,
             None => Some(1.0 / 255.0),
             Some(value) => Some(self.number("rescale_factor", value)?),
         };
         let (mean, deviation) = match self.flag("do_normalize", true)? {
-            true => (self.channels("image_mean")?, self.channels("image_std")?),
+            true => (self.channels("image_mean", mean)?, self.channels("image_std", deviation)?),
             false => ([0.0; 3], [1.0; 3]),
         };
         if deviation.contains(&0.0) {
@@ -164,9 +174,9 @@ impl Settings {
         number.ok_or_else(|| self.problem(format!("{key} is {value}, not a number")))
     }
 
-    fn channels(&self, key: &str) -> Result<[f64; 3], PromptError> {
+    fn channels(&self, key: &str, default: [f64; 3]) -> Result<[f64; 3], PromptError> {
         match self.get(key) {
-            None => Ok([0.5; 3]),
+            None => Ok(default),
             Some(Json::Array(list)) if list.len() == 3 => {
                 let mut values = [0.0; 3];
                 for (value, json) in values.iter_mut().zip(list) {
