@@ -169,6 +169,53 @@ fn saved_weights_have_the_names_and_bytes_that_were_loaded() {
 }
 
 #[test]
+fn nested_configurations_and_new_names_load_as_old_ones_do() {
+    let old = fixtures().join("models/qwen2_vl");
+    let text = std::fs::read_to_string(old.join("config.json")).unwrap();
+    let mut config: serde_json::Value = serde_json::from_str(&text).unwrap();
+    // As transformers 5 writes it: the decoder's keys in a part of their own, one object for all of rotary.
+    let keep = ["architectures", "model_type", "vision_config", "image_token_id", "tie_word_embeddings"];
+    let root = config.as_object_mut().unwrap();
+    let mut text_config = serde_json::Map::new();
+    for key in root.keys().filter(|key| !keep.contains(&key.as_str())).cloned().collect::<Vec<_>>() {
+        text_config.insert(key.clone(), root.remove(&key).unwrap());
+    }
+    let mut rotary = text_config.remove("rope_scaling").unwrap();
+    rotary["rope_type"] = "default".into();
+    rotary["rope_theta"] = text_config.remove("rope_theta").unwrap();
+    text_config.insert("rope_parameters".into(), rotary);
+    root.insert("text_config".into(), text_config.into());
+    let new = tempfile::tempdir().unwrap();
+    std::fs::write(new.path().join("config.json"), config.to_string()).unwrap();
+    let bytes = std::fs::read(old.join("model.safetensors")).unwrap();
+    let file = SafeTensors::deserialize(&bytes).unwrap();
+    let renamed = file.tensors().into_iter().map(|(name, view)| {
+        let name = match name.strip_prefix("model.") {
+            Some(tail) => format!("model.language_model.{tail}"),
+            None => format!("model.{name}"),
+        };
+        (name, view)
+    });
+    let renamed: Vec<_> = renamed.collect();
+    let names: std::collections::BTreeSet<String> = renamed.iter().map(|(name, _)| name.clone()).collect();
+    safetensors::serialize_to_file(renamed, None, &new.path().join("model.safetensors")).unwrap();
+
+    let mut policies = [policy("qwen2_vl"), Policy::load(new.path(), Precision::F32).unwrap()];
+    let parity = Parity::open("qwen2_vl");
+    let prompt = parity.prompt("two_images");
+    let batch = pack(&[(&prompt, vec![parity.completion("two_images")])], true);
+    let [first, second] = policies.each_mut().map(|policy| policy.score(&batch).unwrap());
+    assert_eq!(first, second);
+    let target = tempfile::tempdir().unwrap();
+    policies[1].save_weights(target.path(), SaveType::Bf16).unwrap();
+    let bytes = std::fs::read(target.path().join("model.safetensors")).unwrap();
+    let saved = SafeTensors::deserialize(&bytes).unwrap();
+    assert!(saved.names().into_iter().all(|name| names.contains(name)) && saved.len() == names.len());
+    assert_eq!(policies[0].stored_name("model.language_model.norm.weight"), "model.norm.weight");
+    assert_eq!(policies[1].stored_name("model.language_model.norm.weight"), "model.language_model.norm.weight");
+}
+
+#[test]
 fn what_cannot_be_loaded_is_named() {
     let load = |config: serde_json::Value| {
         let folder = tempfile::tempdir().unwrap();
@@ -182,6 +229,8 @@ fn what_cannot_be_loaded_is_named() {
     assert!(error.to_string().contains("quantised") && error.to_string().contains("awq"), "{error}");
     let error = load(serde_json::json!({"model_type": "qwen2", "use_sliding_window": true, "sliding_window": 64}));
     assert!(error.to_string().contains("sliding"), "{error}");
+    let error = load(serde_json::json!({"model_type": "qwen2_vl", "vision_config": {}}));
+    assert!(error.to_string().contains("mrope_section"), "{error}");
     let error = load(serde_json::json!({"model_type": "llama", "rope_scaling": {"rope_type": "yarn"}}));
     assert!(error.to_string().contains("yarn") && error.hint().contains("llama3"), "{error}");
 }

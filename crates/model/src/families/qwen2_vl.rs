@@ -70,7 +70,8 @@ impl Qwen2Vl {
     /// Declares all tensors of a configuration.
     pub fn declare(layout: &mut Layout, root: &Keys) -> Result<(Self, Decoder), ModelError> {
         let vision = root.section("vision_config");
-        let defaults = PatchConfig { width: 1280, num_heads: 16, num_layers: 32, side: 14, merge: 2, frames: 2 };
+        let defaults =
+            PatchConfig { width: 1280, num_heads: 16, num_layers: 32, side: 14, merge: 2, frames: 2, theta: 10000.0 };
         let config = PatchConfig::read(&vision, "embed_dim", defaults)?;
         let activation = vision.activation("hidden_act", Activation::QuickGelu)?;
         let hidden = config.width * vision.size("mlp_ratio", 4)?;

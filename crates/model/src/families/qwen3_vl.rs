@@ -50,7 +50,8 @@ impl Qwen3Vl {
     /// Declares all tensors of a configuration.
     pub fn declare(layout: &mut Layout, root: &Keys) -> Result<(Self, Decoder), ModelError> {
         let vision = root.section("vision_config");
-        let defaults = PatchConfig { width: 1152, num_heads: 16, num_layers: 27, side: 16, merge: 2, frames: 2 };
+        let defaults =
+            PatchConfig { width: 1152, num_heads: 16, num_layers: 27, side: 16, merge: 2, frames: 2, theta: 10000.0 };
         let config = PatchConfig::read(&vision, "hidden_size", defaults)?;
         let activation = vision.activation("hidden_act", Activation::GeluTanh)?;
         let hidden = vision.size("intermediate_size", 4304)?;

@@ -41,6 +41,8 @@ pub struct PatchConfig {
     pub merge: usize,
     /// Frames of a patch.
     pub frames: usize,
+    /// Base of the rotary frequencies.
+    pub theta: f64,
 }
 
 /// Patches of some pictures in the order in which the tower reads them.
@@ -67,6 +69,7 @@ impl PatchConfig {
             side: vision.size("patch_size", defaults.side)?,
             merge: vision.size("spatial_merge_size", defaults.merge)?,
             frames: vision.size("temporal_patch_size", defaults.frames)?,
+            theta: vision.section("rope_parameters").number("rope_theta", defaults.theta)?,
         };
         // Old configurations say in_chans.
         let channels = vision.size("in_channels", vision.size("in_chans", 3)?)?;
@@ -159,8 +162,8 @@ impl PatchConfig {
         let patch_columns: Vec<u32> = places.iter().map(|place| place.2).collect();
         let head_dim = self.width / self.num_heads;
         let count = head_dim / 4;
-        // Angles of one axis over half a head; base 10000 in every published checkpoint.
-        let once = (0..count).map(|i| 1.0 / 10000f64.powf((2 * i) as f64 / (head_dim / 2) as f64));
+        // Angles of one axis fill half of a head's pairs.
+        let once = (0..count).map(|i| 1.0 / self.theta.powf((2 * i) as f64 / (head_dim / 2) as f64));
         let frequencies: Vec<f32> = once.clone().chain(once).map(|frequency| frequency as f32).collect();
         let axis_of: Vec<u8> = (0..2 * count).map(|i| (i >= count) as u8).collect();
         let table = RopeTable::axes(&[&rows, &patch_columns], &axis_of, head_dim, &frequencies);
