@@ -28,14 +28,10 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     line("decoder", format!("{} layers, width {}", about.num_layers, about.width));
     line("vocabulary", about.vocabulary.to_string());
     line("positions", about.max_positions.to_string());
-    match about.vision.map(|sizes| (sizes, sizes.tile_side)) {
-        Some((sizes, Some(side))) => {
-            line("tile", format!("{side} x {side} pixels, {} tokens", sizes.features_per_tile));
-        }
-        Some((sizes, None)) => {
-            line("pictures", format!("of any size, a token for {0} x {0} pixels", sizes.pixels_per_feature))
-        }
-        None => line("pictures", "none: it reads text".into()),
+    match (about.tile_side, about.pixels_per_feature) {
+        (Some(side), _) => line("tile", format!("{side} x {side} pixels, {} tokens", about.features_per_tile)),
+        (None, Some(side)) => line("pictures", format!("of any size, a token for {side} x {side} pixels")),
+        (None, None) => line("pictures", "none: it reads text".into()),
     }
     line("cache", format!("{} bytes per token", about.cache_bytes_per_token));
     let token = |id: &u32| prompter.codec().token(*id).unwrap_or_default();

@@ -13,8 +13,8 @@ use crate::adapters::AdapterSpec;
 use crate::arena::{Arena, Buffer, Kind};
 use crate::batch::{Derivatives, HeadOutput, Segment, TokenBatch};
 use crate::error::ModelError;
+use crate::families::Family;
 use crate::families::decoder::Decoder;
-use crate::families::{Family, VisionSizes};
 use crate::positions::Positions;
 use crate::profile::timer;
 use crate::safetensors_io::{self, SaveType};
@@ -60,8 +60,12 @@ pub struct ModelDescription {
     pub vocabulary: usize,
     /// Longest text that the model was made for.
     pub max_positions: usize,
-    /// What the image tower reads, if there is one.
-    pub vision: Option<VisionSizes>,
+    /// Side of a tile in pixels, if it sees and all tiles have one size.
+    pub tile_side: Option<usize>,
+    /// Tokens that one tile takes in a prompt; 0 if that depends on its size, or if it does not see.
+    pub features_per_tile: usize,
+    /// Side in pixels of what one image token stands for, if it sees.
+    pub pixels_per_feature: Option<usize>,
     /// Bytes of keys and values that one token takes while sampling.
     pub cache_bytes_per_token: usize,
 }
@@ -235,6 +239,7 @@ impl Policy {
             };
             num_parameters[slot] += info.len;
         }
+        let vision = self.family.vision.as_ref().map(|vision| vision.sizes());
         let value_bytes = if self.operand == Kind::Bf16 { 2 } else { 4 };
         ModelDescription {
             family: self.family.name,
@@ -243,7 +248,9 @@ impl Policy {
             width: config.width,
             vocabulary: config.vocabulary,
             max_positions: config.max_positions,
-            vision: self.family.vision.as_ref().map(|vision| vision.sizes()),
+            tile_side: vision.and_then(|sizes| sizes.tile_side),
+            features_per_tile: vision.map_or(0, |sizes| sizes.features_per_tile),
+            pixels_per_feature: vision.map(|sizes| sizes.pixels_per_feature),
             cache_bytes_per_token: 2 * config.num_layers * config.num_kv_heads * config.head_dim * value_bytes,
         }
     }

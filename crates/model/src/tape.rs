@@ -115,11 +115,14 @@ impl Op<'_> {
             Op::Linear { .. } => "linear, backward",
             Op::RmsNorm { .. } => "rms norm, backward",
             Op::LayerNorm { .. } => "layer norm, backward",
+            Op::HeadNorm { .. } => "head norm, backward",
             Op::Rope { .. } => "rope, backward",
             Op::Attention { .. } => "attention, backward",
             Op::Activation { .. } => "activation, backward",
             Op::Gated { .. } => "gated, backward",
             Op::AddTableRows { .. } => "add table rows, backward",
+            Op::AddRows { .. } => "add rows, backward",
+            Op::Interpolate { .. } => "interpolate, backward",
             Op::Place { .. } => "place, backward",
             Op::PixelShuffle { .. } => "pixel shuffle, backward",
             Op::Gather { .. } => "gather, backward",
@@ -343,6 +346,7 @@ impl<'w> Tape<'w> {
 
     /// Root-mean-square norm of every query and key head of a fused row tensor, each kind with its own weight.
     pub fn head_norm(&mut self, x: Var, heads: NormedHeads, queries: ParamId, keys: ParamId, eps: f32) -> Var {
+        let _timer = timer("head norm");
         let (kind, len) = (self.value(x).kind(), self.value(x).len());
         let mut out = self.arena.take(kind, len);
         let mut rstd = self.arena.take_f32(len / heads.width * heads.count());
@@ -431,6 +435,7 @@ impl<'w> Tape<'w> {
 
     /// Adds `features[i]` to row `rows[i]` of an f32 stream, in place; `x` is used up.
     pub fn add_rows(&mut self, x: Var, features: Var, rows: Rc<[u32]>, depth: usize) -> Var {
+        let _timer = timer("add rows");
         let mut buffer = self.take_value(x);
         embed::scatter_rows_add(self.value(features).f32(), &rows, depth, buffer.f32_mut());
         let out = self.push(buffer, self.needs(x) || self.needs(features));
@@ -446,6 +451,7 @@ impl<'w> Tape<'w> {
         to: (usize, usize),
         kind: Interpolation,
     ) -> Var {
+        let _timer = timer("interpolate");
         let depth = self.weights.infos()[table.0].len / (from.0 * from.1);
         let mut out = self.arena.take_f32(to.0 * to.1 * depth);
         let values = self.weights.tensor(table);

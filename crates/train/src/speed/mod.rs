@@ -277,7 +277,7 @@ fn show(policy: &Policy, batch: &mut TokenBatch, segment: usize, images: usize) 
     let start = batch.segments[segment].start;
     for image in 0..images {
         let pixels = (0..3 * side * side).map(|i| ((i * 31 + image) % 255) as f32 / 127.5 - 1.0).collect();
-        batch.tiles.push(Arc::new(Tile { height: side as u32, width: side as u32, pixels }));
+        batch.tiles.push(Arc::new(Tile::new(side as u32, side as u32, pixels)));
     }
     batch.placements.extend((0..(images * description.features_per_tile) as u32).map(|at| start + at));
 }
