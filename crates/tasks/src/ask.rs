@@ -46,6 +46,33 @@ pub struct Asked {
 }
 
 impl Asked {
+    /// A question with nothing observed or reasoned yet.
+    pub fn new(kind: &'static str, steps: u8, question: String, answer: Answer, goal: String) -> Self {
+        Self {
+            kind,
+            steps,
+            question,
+            answer,
+            goal,
+            seen: "I see",
+            observations: vec![],
+            reasoning: vec![],
+            candidates: vec![],
+        }
+    }
+
+    /// For pictures drawn `factor` times as large: every box `[x1, y1, x2, y2]` in answer and texts follows.
+    pub fn scaled(mut self, factor: f64) -> Self {
+        if let Answer::Box(corners) = &mut self.answer {
+            *corners = corners.map(|corner| (corner * factor).round());
+        }
+        let texts = [&mut self.observations, &mut self.reasoning, &mut self.candidates].into_iter().flatten();
+        for text in texts.chain([&mut self.question, &mut self.goal]) {
+            *text = scale_boxes(text, factor);
+        }
+        self
+    }
+
     /// The reference reasoning.
     pub fn rationale(&self, quality: Quality, draws: &mut Draws) -> String {
         let answer = self.answer.text();
@@ -71,6 +98,45 @@ impl Asked {
     }
 }
 
+/// The text with the numbers of every `[x1, y1, x2, y2]` multiplied.
+pub(crate) fn scale_boxes(text: &str, factor: f64) -> String {
+    let mut scaled = String::with_capacity(text.len());
+    let mut rest = text;
+    while let Some(open) = rest.find('[') {
+        let Some(length) = rest[open..].find(']') else { break };
+        scaled += &rest[..open];
+        let inside = &rest[open..=open + length];
+        match read_box(inside) {
+            Some(corners) => scaled += &Answer::Box(corners.map(|corner| (corner * factor).round())).text(),
+            None => scaled += inside,
+        }
+        rest = &rest[open + length + 1..];
+    }
+    scaled + rest
+}
+
+/// The four numbers of `[x1, y1, x2, y2]`, if the text is that and nothing else.
+pub(crate) fn read_box(text: &str) -> Option<[f64; 4]> {
+    let inside = text.trim().strip_prefix('[')?.strip_suffix(']')?;
+    let numbers: Option<Vec<f64>> = inside.split(',').map(|number| number.trim().parse().ok()).collect();
+    numbers?.try_into().ok()
+}
+
+/// A whole number as an answer.
+pub(crate) fn number(value: i64) -> Answer {
+    Answer::Number(value.to_string())
+}
+
+/// One of several wordings.
+pub(crate) fn worded(draws: &mut Draws, wordings: &[String]) -> String {
+    wordings[draws.below(wordings.len())].clone()
+}
+
+/// `7 is higher than 4`, `2 is not more than 2`.
+pub(crate) fn compared(x: i64, y: i64, word: &str, holds: bool) -> String {
+    format!("{x} is {}{word} than {y}", if holds { "" } else { "not " })
+}
+
 /// `a`, `a and b`, `a, b and c`.
 pub fn listed(items: &[String]) -> String {
     match items {
@@ -91,6 +157,13 @@ pub fn sentence(clause: &str) -> String {
 mod tests {
     use super::*;
     use foveate_kernels::rng::Purpose;
+
+    #[test]
+    fn boxes_in_texts_follow_the_size_of_the_picture() {
+        let text = "red star [1, 2, 30, 40], blue [no box] [5, 6, 7, 8].";
+        assert_eq!(scale_boxes(text, 2.0), "red star [2, 4, 60, 80], blue [no box] [10, 12, 14, 16].");
+        assert_eq!(scale_boxes("open [1, 2", 2.0), "open [1, 2");
+    }
 
     #[test]
     fn the_three_qualities_tell_the_same_story() {

@@ -7,6 +7,7 @@
 
 use foveate_kernels::rng::Purpose;
 
+use crate::ask::read_box;
 use crate::draws::Draws;
 use crate::row::{Answer, Row};
 use crate::world::Format;
@@ -17,7 +18,7 @@ const NUM_DISTRACTORS: usize = 3;
 /// The row in another form, or nothing where no plausible wrong answer exists.
 ///
 /// `candidates` are texts of the same kind as the answer (other entries of the chart, other golds of the data set);
-/// those that equal the answer are ignored, and numbers and boxes need none. `part` keeps data sets apart that share
+/// those that equal the answer are ignored, and numbers and boxes can do without. `part` keeps data sets apart that share
 /// a seed.
 pub fn derive(open: &Row, format: Format, candidates: &[String], seed: u64, part: u32, index: u64) -> Option<Row> {
     let mut draws = Draws::new(seed, Purpose::Derivation, part, index);
@@ -141,7 +142,7 @@ fn other_option(letters: &[String], choices: &[String], draws: &mut Draws) -> Op
 pub fn distractors(answer: &Answer, candidates: &[String], count: usize, draws: &mut Draws) -> Vec<String> {
     match answer {
         Answer::Number(text) => number_distractors(text, candidates, count, draws),
-        Answer::Text(_) | Answer::Member(_) | Answer::Functions(_) => {
+        Answer::Text(_) | Answer::Member(_) => {
             let golds = match answer {
                 Answer::Member(texts) => texts.clone(),
                 other => vec![other.text()],
@@ -149,9 +150,15 @@ pub fn distractors(answer: &Answer, candidates: &[String], count: usize, draws: 
             let others = distinct(candidates.iter().filter(|other| !golds.iter().any(|gold| same_text(gold, other))));
             draws.sample(&refs(&others), count).into_iter().map(String::from).collect()
         }
+        Answer::Functions(_) => {
+            // The verifier takes calls in any order: the same calls in another one are no wrong answer.
+            let gold = sorted_calls(&answer.text());
+            let others = distinct(candidates.iter().filter(|other| sorted_calls(other) != gold));
+            draws.sample(&refs(&others), count).into_iter().map(String::from).collect()
+        }
         Answer::YesNo(yes) => vec![if *yes { "no" } else { "yes" }.to_string()],
         Answer::Labels(labels) => label_distractors(labels, candidates, count, draws),
-        Answer::Box(corners) => box_distractors(corners, count, draws),
+        Answer::Box(corners) => box_distractors(corners, candidates, count, draws),
         Answer::Expression(text) => expression_distractors(text, candidates, count, draws),
         Answer::Choice(_) => vec![],
     }
@@ -268,18 +275,44 @@ fn label_distractors(labels: &[String], candidates: &[String], count: usize, dra
     sets
 }
 
-/// Boxes moved by most of their own extent, so that they overlap the answer by less than 0.3.
-fn box_distractors(corners: &[f64; 4], count: usize, draws: &mut Draws) -> Vec<String> {
+/// The calls of a text without spaces and quotes, in alphabetical order.
+fn sorted_calls(text: &str) -> Vec<String> {
+    let plain: String = text.chars().filter(|c| !c.is_whitespace() && !matches!(c, '\'' | '"')).collect();
+    let mut calls: Vec<String> =
+        plain.split(')').map(|call| call.trim_matches(',').to_lowercase()).filter(|call| !call.is_empty()).collect();
+    calls.sort_unstable();
+    calls
+}
+
+/// Wrong boxes overlap the answer by less than this (intersection over union).
+const MOST_OVERLAP: f64 = 0.3;
+
+fn overlap(a: &[f64; 4], b: &[f64; 4]) -> f64 {
+    let area = |b: &[f64; 4]| (b[2] - b[0]).max(0.0) * (b[3] - b[1]).max(0.0);
+    let common = area(&[a[0].max(b[0]), a[1].max(b[1]), a[2].min(b[2]), a[3].min(b[3])]);
+    common / (area(a) + area(b) - common).max(f64::MIN_POSITIVE)
+}
+
+/// Boxes of other objects; where those do not suffice, the answer moved by most of its own extent.
+fn box_distractors(corners: &[f64; 4], candidates: &[String], count: usize, draws: &mut Draws) -> Vec<String> {
+    let apart = |other: &[f64; 4]| overlap(corners, other) < MOST_OVERLAP && other[2] > other[0] && other[3] > other[1];
+    let others = candidates.iter().filter_map(|other| read_box(other)).filter(apart).map(|b| Answer::Box(b).text());
+    let others = distinct(others.collect::<Vec<_>>().iter());
+    let mut found: Vec<String> = draws.sample(&refs(&others), count).into_iter().map(String::from).collect();
     let [x1, y1, x2, y2] = *corners;
     let (width, height) = (x2 - x1, y2 - y1);
     let mut directions = [(1.0, 0.0), (-1.0, 0.0), (0.0, 1.0), (0.0, -1.0), (0.7, 0.7), (-0.7, 0.7), (0.7, -0.7)];
     draws.shuffle(&mut directions);
-    let moved = directions.iter().filter_map(|&(right, down)| {
+    for (right, down) in directions {
         let (dx, dy) = ((right * width * 0.9).round(), (down * height * 0.9).round());
+        let moved = [x1 + dx, y1 + dy, x2 + dx, y2 + dy];
+        let text = Answer::Box(moved).text();
         let inside = x1 + dx >= 0.0 && y1 + dy >= 0.0;
-        inside.then(|| Answer::Box([x1 + dx, y1 + dy, x2 + dx, y2 + dy]).text())
-    });
-    moved.filter(|text| *text != Answer::Box(*corners).text()).take(count).collect()
+        if found.len() < count && inside && apart(&moved) && !found.contains(&text) {
+            found.push(text);
+        }
+    }
+    found
 }
 
 /// Another sign, another factor, or another gold.
@@ -297,6 +330,7 @@ fn expression_distractors(text: &str, candidates: &[String], count: usize, draws
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::row::Call;
 
     fn open(answer: Answer) -> Row {
         Row {
@@ -341,6 +375,28 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn wrong_boxes_are_those_of_other_objects() {
+        let gold = Answer::Box([10.0, 10.0, 30.0, 30.0]);
+        // The first overlaps the answer too much, the second is the answer, the third is no box.
+        let others = ["[12, 12, 30, 30]", "[10, 10, 30, 30]", "[1, 2, 3]", "[40, 40, 60, 60]", "[70, 5, 90, 20]"];
+        let others = others.map(String::from);
+        for index in 0..20 {
+            let wrong = distractors(&gold, &others, 3, &mut Draws::new(1, Purpose::Test, 0, index));
+            assert!(wrong.len() == 3 && wrong[..2].iter().all(|text| others[3..].contains(text)), "{wrong:?}");
+            assert!(wrong.iter().all(|text| overlap(&read_box(text).unwrap(), &[10.0, 10.0, 30.0, 30.0]) < 0.3));
+        }
+    }
+
+    #[test]
+    fn calls_in_another_order_are_no_wrong_answer() {
+        let call = |object: &str| Call { function: "change_size".into(), object: object.into(), value: "small".into() };
+        let gold = Answer::Functions(vec![call("0"), call("1")]);
+        let others = ["change_size(1,'small'), change_size(0, Small)", "change_size(1, small)"].map(String::from);
+        let wrong = distractors(&gold, &others, 3, &mut Draws::new(1, Purpose::Test, 0, 0));
+        assert_eq!(wrong, ["change_size(1, small)"]);
     }
 
     #[test]

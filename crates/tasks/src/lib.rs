@@ -17,6 +17,14 @@ pub mod counting;
 
 pub mod charts;
 
+pub mod structure;
+
+pub mod transformation;
+
+pub mod location;
+
+pub mod naming;
+
 pub mod ask;
 
 pub mod canvas;
@@ -24,6 +32,8 @@ pub mod canvas;
 pub mod glyphs;
 
 pub mod draws;
+
+mod words;
 
 pub use ask::Quality;
 pub use primer::{PrimerSpec, primer, target};

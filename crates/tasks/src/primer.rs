@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use foveate_kernels::rng::Purpose;
 
-use crate::ask::{Asked, Quality};
+use crate::ask::{Asked, Quality, scale_boxes};
 use crate::derive;
 use crate::draws::Draws;
 use crate::row::{Answer, ImageData, Row};
@@ -99,15 +99,25 @@ impl Maker<'_> {
     }
 
     fn plain(&self, place: usize, lesson: Lesson, draws: &mut Draws) -> Row {
-        let rationale = lesson.rationale.unwrap_or_else(|| lesson.asked.rationale(Quality::Medium, draws));
-        self.row(place, &lesson.asked, rationale)
+        let scale = world::scale(self.spec.size);
+        let asked = lesson.asked.scaled(scale);
+        let rationale = match lesson.rationale {
+            Some(text) => scale_boxes(&text, scale),
+            None => asked.rationale(Quality::Medium, draws),
+        };
+        self.row(place, &asked, rationale)
+    }
+
+    /// A question of the world, its boxes in pixels.
+    fn ask(&self, level: u8, kind: usize, yes: bool, draws: &mut Draws) -> Option<Asked> {
+        Some(self.scene.ask(level, kind, yes, draws)?.scaled(world::scale(self.spec.size)))
     }
 
     fn several_steps(&self, place: usize, draws: &mut Draws) -> Option<Row> {
         let kinds = self.spec.world.num_kinds(self.level);
         for _ in 0..8 {
             let (kind, yes) = (draws.below(kinds), draws.percent(50));
-            if let Some(asked) = self.scene.ask(self.level, kind, yes, draws) {
+            if let Some(asked) = self.ask(self.level, kind, yes, draws) {
                 let quality = draws.pick(&[Quality::Low, Quality::Medium, Quality::High]);
                 let rationale = asked.rationale(quality, draws);
                 return Some(self.row(place, &asked, rationale));
@@ -121,7 +131,7 @@ impl Maker<'_> {
         let kinds = self.spec.world.num_kinds(1);
         for _ in 0..16 {
             let (kind, yes) = (draws.below(kinds), draws.percent(50));
-            let Some(asked) = self.scene.ask(1, kind, yes, draws) else { continue };
+            let Some(asked) = self.ask(1, kind, yes, draws) else { continue };
             let rationale = asked.rationale(Quality::Medium, draws);
             let open = self.row(place, &asked, rationale);
             let format = draws.pick(&[Format::Choice, Format::Judge]);

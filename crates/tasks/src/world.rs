@@ -9,13 +9,11 @@ use std::sync::Arc;
 use foveate_kernels::rng::Purpose;
 use serde::{Deserialize, Serialize};
 
-use crate::ask::{Asked, Quality};
+use crate::ask::{Asked, Quality, scale_boxes};
 use crate::canvas::Canvas;
-use crate::charts;
-use crate::counting;
-use crate::derive;
 use crate::draws::Draws;
 use crate::row::{Drawing, ImageData, Row};
+use crate::{charts, counting, derive, location, naming, structure, transformation};
 
 /// A built-in world.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -25,6 +23,14 @@ pub enum World {
     Counting,
     /// Bar, line and pie charts: read, compare, calculate.
     Charts,
+    /// Labelled figures: read, compare, calculate sides, angles and areas.
+    Structure,
+    /// Two pictures of a table: which function calls lead from one to the other.
+    Transformation,
+    /// Referring expressions: which box is meant.
+    Location,
+    /// Things: their names, as words and sets of words.
+    Naming,
 }
 
 /// Which part of a world's distribution.
@@ -96,13 +102,18 @@ impl WorldError {
 
 impl World {
     /// All worlds.
-    pub const ALL: &'static [World] = &[World::Counting, World::Charts];
+    pub const ALL: &'static [World] =
+        &[World::Counting, World::Charts, World::Structure, World::Transformation, World::Location, World::Naming];
 
     /// Name in recipes and rows.
     pub fn name(self) -> &'static str {
         match self {
             World::Counting => "counting",
             World::Charts => "charts",
+            World::Structure => "structure",
+            World::Transformation => "transformation",
+            World::Location => "location",
+            World::Naming => "naming",
         }
     }
 
@@ -110,6 +121,10 @@ impl World {
         match self {
             World::Counting => Box::new(counting::scene::CountingScene::new(split, level, draws)),
             World::Charts => Box::new(charts::scene::Chart::new(split, level, draws)),
+            World::Structure => Box::new(structure::scene::Figure::new(split, level, draws)),
+            World::Transformation => Box::new(transformation::scene::Transformation::new(split, level, draws)),
+            World::Location => Box::new(location::scene::LocationScene::new(split, level, draws)),
+            World::Naming => Box::new(naming::scene::NamingScene::new(split, level, draws)),
         }
     }
 
@@ -117,6 +132,10 @@ impl World {
         match self {
             World::Counting => counting::questions::num_kinds(level),
             World::Charts => charts::questions::num_kinds(level),
+            World::Structure => structure::questions::num_kinds(level),
+            World::Transformation => transformation::questions::num_kinds(level),
+            World::Location => location::questions::num_kinds(level),
+            World::Naming => naming::questions::num_kinds(level),
         }
     }
 
@@ -125,6 +144,10 @@ impl World {
         match self {
             World::Counting => 1,
             World::Charts => 2,
+            World::Structure => 3,
+            World::Transformation => 4,
+            World::Location => 5,
+            World::Naming => 6,
         }
     }
 }
@@ -239,6 +262,7 @@ pub fn row_without_images(spec: &WorldSpec, seed: u64, index: u64) -> Row {
 
 fn make(spec: &WorldSpec, seed: u64, index: u64, images: impl Fn(&dyn Scene) -> Vec<ImageData>) -> Row {
     let (scene, asked, level) = ask(spec, seed, index);
+    let asked = asked.scaled(scale(spec.size));
     // Wording has its own stream: the quality of rationales never changes scene or question.
     let mut draws = Draws::new(seed, Purpose::World, part(spec.world, spec.split, 2), index);
     let rationale = asked.rationale(spec.rationale, &mut draws);
@@ -270,6 +294,11 @@ fn ask(spec: &WorldSpec, seed: u64, index: u64) -> (Box<dyn Scene>, Asked, u8) {
     unreachable!("some kind of question fits some scene")
 }
 
+/// Pixels per unit in which scenes are composed.
+pub(crate) fn scale(size: u32) -> f64 {
+    f64::from(size) / 128.0
+}
+
 /// Part of the random key: world, split, and what is drawn.
 pub(crate) fn part(world: World, split: Split, what: u32) -> u32 {
     world.key() << 16 | split.key() << 8 | what
@@ -280,7 +309,7 @@ pub(crate) fn render(scene: &dyn Scene, size: u32) -> Vec<ImageData> {
     scene.pictures().iter().map(|canvas| ImageData::Drawn(drawn(canvas))).collect()
 }
 
-/// The open row of a question.
+/// The open row of a question; boxes in `asked` are in pixels already.
 pub(crate) fn assemble(
     asked: &Asked,
     rationale: String,
@@ -300,7 +329,7 @@ pub(crate) fn assemble(
         answer: asked.answer.clone(),
         choices: vec![],
         rationale,
-        facts: scene.facts(),
+        facts: scale_boxes(&scene.facts(), scale(spec.size)),
         task: spec.world.name().to_string(),
         split: spec.split.name().to_string(),
         level,

@@ -4,7 +4,7 @@
 
 use super::drawing;
 use super::scene::{Chart, ChartKind, family};
-use crate::ask::Asked;
+use crate::ask::{Asked, compared, number, worded};
 use crate::canvas::Canvas;
 use crate::draws::Draws;
 use crate::row::Answer;
@@ -99,15 +99,6 @@ impl Scene for Chart {
         lessons.push(Lesson::bare(self.lesson_kind_or_count(draws)));
         lessons
     }
-}
-
-fn number(value: i64) -> Answer {
-    Answer::Number(value.to_string())
-}
-
-/// One of several wordings.
-fn worded(draws: &mut Draws, wordings: &[String]) -> String {
-    wordings[draws.below(wordings.len())].clone()
 }
 
 impl Chart {
@@ -468,9 +459,4 @@ impl Chart {
             self.asked("entries", 1, "How many entries are there?".into(), count, "count the entries")
         }
     }
-}
-
-/// `7 is higher than 4`, `7 is not lower than 4`.
-fn compared(x: i64, y: i64, word: &str, holds: bool) -> String {
-    format!("{x} is {}{word} than {y}", if holds { "" } else { "not " })
 }

@@ -3,7 +3,7 @@
 //! Cost: a few passes over at most twelve objects.
 
 use super::scene::{Color, CountingScene, Object, Shape, Size};
-use crate::ask::Asked;
+use crate::ask::{Asked, compared, number, worded};
 use crate::canvas::Canvas;
 use crate::draws::Draws;
 use crate::row::Answer;
@@ -41,21 +41,21 @@ pub fn num_kinds(level: u8) -> usize {
 
 /// Which objects are meant: all that agree with every given attribute.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-struct Filter {
-    size: Option<Size>,
-    color: Option<Color>,
-    shape: Option<Shape>,
+pub(crate) struct Filter {
+    pub(crate) size: Option<Size>,
+    pub(crate) color: Option<Color>,
+    pub(crate) shape: Option<Shape>,
 }
 
 impl Filter {
-    fn matches(&self, object: &Object) -> bool {
+    pub(crate) fn matches(&self, object: &Object) -> bool {
         self.size.is_none_or(|size| size == object.size)
             && self.color.is_none_or(|color| color == object.color)
             && self.shape.is_none_or(|shape| shape == object.shape)
     }
 
     /// `small red circles`, `blue objects`.
-    fn noun(&self, plural: bool) -> String {
+    pub(crate) fn noun(&self, plural: bool) -> String {
         let mut words = Vec::new();
         words.extend(self.size.map(Size::word));
         words.extend(self.color.map(Color::word));
@@ -188,15 +188,6 @@ impl Scene for CountingScene {
 /// `Add` and `Remove` questions are about one attribute: colours and shapes more often than sizes.
 fn some_dimension(draws: &mut Draws) -> Dimension {
     draws.pick(&[Dimension::Color, Dimension::Color, Dimension::Shape, Dimension::Shape, Dimension::Size])
-}
-
-fn number(value: i64) -> Answer {
-    Answer::Number(value.to_string())
-}
-
-/// One of several wordings.
-fn worded(draws: &mut Draws, wordings: &[String]) -> String {
-    wordings[draws.below(wordings.len())].clone()
 }
 
 impl CountingScene {
@@ -429,11 +420,6 @@ impl CountingScene {
         asked.reasoning = vec![compared(x, y, "more", yes)];
         Some(asked)
     }
-}
-
-/// `3 is more than 2`, `2 is not more than 2`.
-fn compared(x: i64, y: i64, word: &str, holds: bool) -> String {
-    format!("{x} is {}{word} than {y}", if holds { "" } else { "not " })
 }
 
 /// What only pre-training asks: seeing and naming, without steps.

@@ -5,23 +5,8 @@
 
 use crate::canvas::Canvas;
 use crate::draws::Draws;
+use crate::words::words;
 use crate::world::Split;
-
-macro_rules! words {
-    ($(#[$doc:meta])* $name:ident { $($variant:ident = $word:literal),* }) => {
-        $(#[$doc])*
-        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-        pub enum $name { $(#[doc = $word] $variant),* }
-        impl $name {
-            /// All of them, in the order used by lists.
-            pub const ALL: &'static [Self] = &[$(Self::$variant),*];
-            /// The word for it.
-            pub fn word(self) -> &'static str {
-                match self { $(Self::$variant => $word),* }
-            }
-        }
-    };
-}
 
 words!(
     /// Outline of an object.
@@ -45,6 +30,10 @@ pub const HELD_OUT: [(Color, Shape); 6] = [
     (Color::Purple, Shape::Square),
     (Color::Gray, Shape::Star),
 ];
+
+/// Words for the thirds of a picture, by line and column.
+pub(crate) const POSITIONS: [[&str; 3]; 3] =
+    [["top left", "top", "top right"], ["left", "center", "right"], ["bottom left", "bottom", "bottom right"]];
 
 /// One object; the centre is in units of a 128-unit canvas.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -73,9 +62,7 @@ pub struct CountingScene {
 impl Object {
     /// `top left` to `bottom right`, by the third of the picture that holds the centre.
     pub fn position(&self) -> &'static str {
-        const WORDS: [[&str; 3]; 3] =
-            [["top left", "top", "top right"], ["left", "center", "right"], ["bottom left", "bottom", "bottom right"]];
-        WORDS[(self.y * 3 / 128) as usize][(self.x * 3 / 128) as usize]
+        POSITIONS[(self.y * 3 / 128) as usize][(self.x * 3 / 128) as usize]
     }
 
     /// `large red circle`.
@@ -158,7 +145,8 @@ impl CountingScene {
     }
 }
 
-fn draw(canvas: &mut Canvas, object: &Object) {
+/// Draws one object, filled and outlined.
+pub(crate) fn draw(canvas: &mut Canvas, object: &Object) {
     let (fill, outline) = match object.color {
         Color::Red => ("#e32626", "#8f1010"),
         Color::Green => ("#22a83f", "#0d5c1e"),
@@ -168,25 +156,33 @@ fn draw(canvas: &mut Canvas, object: &Object) {
         Color::Gray => ("#8c8c8c", "#4a4a4a"),
     };
     let (x, y, r) = (object.x as f64, object.y as f64, object.radius as f64 - 0.5);
-    let around = |points: &[(f64, f64)]| points.iter().map(|&(px, py)| (x + px * r, y + py * r)).collect::<Vec<_>>();
-    match object.shape {
-        Shape::Circle => canvas.circle(x, y, r, fill, outline),
-        // A little inside the radius, so that squares do not look larger than circles of the same size.
-        Shape::Square => {
-            canvas.polygon(&around(&[(-0.88, -0.88), (0.88, -0.88), (0.88, 0.88), (-0.88, 0.88)]), fill, outline)
+    match corners(object.shape) {
+        corners if corners.is_empty() => canvas.circle(x, y, r, fill, outline),
+        corners => {
+            let around = |&(px, py): &(f64, f64)| (x + px * r, y + py * r);
+            canvas.polygon(&corners.iter().map(around).collect::<Vec<_>>(), fill, outline);
         }
-        Shape::Triangle => canvas.polygon(&around(&[(0.0, -1.0), (1.0, 0.86), (-1.0, 0.86)]), fill, outline),
+    }
+}
+
+/// The corners of a shape around its centre, in radii; none for a circle.
+pub(crate) fn corners(shape: Shape) -> Vec<(f64, f64)> {
+    match shape {
+        Shape::Circle => vec![],
+        // A little inside the radius, so that squares do not look larger than circles of the same size.
+        Shape::Square => vec![(-0.88, -0.88), (0.88, -0.88), (0.88, 0.88), (-0.88, 0.88)],
+        Shape::Triangle => vec![(0.0, -1.0), (1.0, 0.86), (-1.0, 0.86)],
         Shape::Star => {
             let point = |i: u32| {
                 let angle = f64::from(i) * std::f64::consts::PI / 5.0;
                 let radius = if i.is_multiple_of(2) { 1.08 } else { 0.46 };
                 (radius * angle.sin(), -radius * angle.cos() + 0.06)
             };
-            canvas.polygon(&around(&(0..10).map(point).collect::<Vec<_>>()), fill, outline);
+            (0..10).map(point).collect()
         }
         Shape::Cross => {
             let (a, b) = (0.36, 1.0);
-            let corners = [
+            vec![
                 (-a, -b),
                 (a, -b),
                 (a, -a),
@@ -199,8 +195,7 @@ fn draw(canvas: &mut Canvas, object: &Object) {
                 (-b, a),
                 (-b, -a),
                 (-a, -a),
-            ];
-            canvas.polygon(&around(&corners), fill, outline);
+            ]
         }
     }
 }

@@ -35,7 +35,7 @@ pub struct Sources(pub Vec<DataSource>);
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct DataSource {
-    /// A built-in world: `counting` or `charts`.
+    /// A built-in world: `counting`, `charts`, `structure`, `transformation`, `location` or `naming`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub task: Option<World>,
     /// A file: our JSONL, OpenAI-style `messages` JSONL, or a LLaVA / ShareGPT JSON array. What a line is, is seen
