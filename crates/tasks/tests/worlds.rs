@@ -292,8 +292,8 @@ fn same_key_same_pixels() {
         (World::Counting, Split::Ood, 0x592ede6f62cac163),
         (World::Charts, Split::Train, 0x375a8cc187798b15),
         (World::Charts, Split::Ood, 0xe267f73c598ab9f3),
-        (World::Structure, Split::Train, 0x41b70bdcde8f3ba5),
-        (World::Structure, Split::Ood, 0x6838d4112e5395d4),
+        (World::Structure, Split::Train, 0x5fedb321b01e57d5),
+        (World::Structure, Split::Ood, 0x1dba6b5fbb026fea),
         (World::Transformation, Split::Train, 0x58137385e1b41afa),
         (World::Transformation, Split::Ood, 0xa8cad501b1c0f35b),
         (World::Location, Split::Train, 0x5b31d101e49679b6),
@@ -301,11 +301,15 @@ fn same_key_same_pixels() {
         (World::Naming, Split::Train, 0x75bf6c1535c950f0),
         (World::Naming, Split::Ood, 0x31dc538fcb3415b7),
     ];
+    let mut changed = Vec::new();
     for (world, split, hash) in pinned {
         let drawn = |index| pixels(&row(&spec(world, split), 7, index));
         let all: Vec<u8> = (0..6).flat_map(drawn).flat_map(|drawing| drawing.rgb.clone()).collect();
-        assert_eq!(fnv(&all), hash, "{world:?} {split:?}: {:#x}", fnv(&all));
+        if fnv(&all) != hash {
+            changed.push(format!("{world:?} {split:?}: {:#x}", fnv(&all)));
+        }
     }
+    assert!(changed.is_empty(), "{changed:#?}");
     let spec = spec(World::Charts, Split::Train);
     assert_eq!(row(&spec, 7, 3), row(&spec, 7, 3));
     assert_ne!(row(&spec, 7, 3), row(&spec, 8, 3));

@@ -1,6 +1,7 @@
 //! Figures of the world `structure`, drawn to scale, each with the labels that its questions need.
-//! Train and id: upright or mirrored, sides of 2 to 12, black lines on white. Ood: turned by any angle, sides of 8 to
-//! 20, Pythagorean triples that train never shows, brown lines and a filled ground on pale green.
+//! Train and id: upright or mirrored, sides of 2 to 12 (an L: 5 to 18), black lines on white. Ood: turned by any
+//! angle, sides of 8 to 20 (12 to 24), Pythagorean triples that train never shows, brown lines and a filled ground on
+//! pale green.
 //! A figure whose labels would touch each other or a line is drawn anew. Cost: a few tries of some 50 comparisons.
 
 use std::f64::consts::PI;
@@ -216,7 +217,11 @@ impl Figure {
             }
             Kind::Quadrilateral => Self::quadrilateral(shifted, draws)?,
             Kind::Line | Kind::Corner => Self::ray(kind, shifted, draws),
-            Kind::Ell => Self::ell(side(draws), side(draws), shifted, draws)?,
+            Kind::Ell => {
+                // Without letters, only the numbers tell one L from another: a wider range keeps repetitions rare.
+                let (low, high) = if shifted { (12, 24) } else { (5, 18) };
+                Self::ell(draws.between(low, high), draws.between(low, high), shifted, draws)?
+            }
         };
         Some(figure)
     }
@@ -308,7 +313,7 @@ impl Figure {
     }
 
     fn ell(width: i64, height: i64, shifted: bool, draws: &mut Draws) -> Option<Self> {
-        if width.min(height) < 5 || width.max(height) > 2 * width.min(height) {
+        if width.max(height) > 2 * width.min(height) {
             return None;
         }
         let (top, right) = (draws.between(2, width - 2), draws.between(2, height - 2));
