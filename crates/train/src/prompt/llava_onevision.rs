@@ -14,6 +14,7 @@ use foveate_tasks::row::Drawing;
 use serde_json::Value as Json;
 
 use super::error::PromptError;
+use super::image::MAX_PIXELS;
 use super::processor::{Normalizer, ProcessedImage, Settings};
 use super::resize::{Filter, Rounding, resize};
 
@@ -85,9 +86,9 @@ impl LlavaOnevisionProcessor {
     }
 
     /// Cuts, normalises and counts the pictures of one conversation.
-    pub fn process(&self, images: &[Arc<Drawing>]) -> Vec<ProcessedImage> {
+    pub fn process(&self, images: &[Arc<Drawing>]) -> Result<Vec<ProcessedImage>, PromptError> {
         match images {
-            [only] => vec![self.cut(only)],
+            [only] => Ok(vec![self.cut(only)]),
             several => several.iter().map(|image| self.padded(image)).collect(),
         }
     }
@@ -115,12 +116,16 @@ impl LlavaOnevisionProcessor {
         ProcessedImage { tiles, text: IMAGE_TOKEN.repeat(num_features), num_features }
     }
 
-    fn padded(&self, image: &Drawing) -> ProcessedImage {
+    fn padded(&self, image: &Drawing) -> Result<ProcessedImage, PromptError> {
         let longest = image.height.max(image.width);
+        if u64::from(longest).pow(2) > MAX_PIXELS {
+            let name = format!("of {} x {} pixels, padded to a square,", image.width, image.height);
+            return Err(PromptError::ImageTooLarge { name, width: longest, height: longest, limit: MAX_PIXELS });
+        }
         let square = on_canvas(image, longest, longest, self.background);
         let tile = self.whole(&self.resize(&square, self.tile, self.tile));
         let num_features = self.side * self.side + 1;
-        ProcessedImage { tiles: vec![Arc::new(tile)], text: IMAGE_TOKEN.repeat(num_features), num_features }
+        Ok(ProcessedImage { tiles: vec![Arc::new(tile)], text: IMAGE_TOKEN.repeat(num_features), num_features })
     }
 
     fn whole(&self, image: &Drawing) -> Tile {
