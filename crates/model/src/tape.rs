@@ -764,9 +764,7 @@ impl<'w> Tape<'w> {
                 d_x.fill(0.0);
                 let kind = Interpolation::Bilinear;
                 let d_grid = d_out.f32();
-                interpolate::interpolate_positions_backward(
-                    d_grid, from.0, from.1, to.0, to.1, depth, kind, &mut d_x,
-                );
+                interpolate::interpolate_positions_backward(d_grid, from.0, from.1, to.0, to.1, depth, kind, &mut d_x);
                 self.arena.give(d_out);
                 self.accumulate(x, Buffer::F32(d_x));
             }

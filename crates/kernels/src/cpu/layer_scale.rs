@@ -6,7 +6,7 @@
 
 use crate::cpu::norm::with_parameter_sums;
 use crate::cpu::shared::SharedMut;
-use crate::cpu::vector::{Vector, WIDTH, load, store, vectorised};
+use crate::cpu::vector::{WIDTH, load, store, vectorised};
 use crate::element::Element;
 use crate::parallel::for_chunks;
 

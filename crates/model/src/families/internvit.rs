@@ -84,10 +84,8 @@ impl InternVitConfig {
             "layer_norm" => false,
             "rms_norm" => true,
             other => {
-                return Err(vision.problem(
-                    format!("norm_type \"{other}\" is not supported"),
-                    "supported: layer_norm, rms_norm",
-                ));
+                return Err(vision
+                    .problem(format!("norm_type \"{other}\" is not supported"), "supported: layer_norm, rms_norm"));
             }
         };
         let flag = |key: &str, default: bool| Ok(vision.flag(key)?.unwrap_or(default));
@@ -189,9 +187,8 @@ impl InternVit {
             1.0,
         );
         let rows = config.table_side().pow(2) + 1;
-        let positions = config
-            .positions
-            .then(|| vector(layout, "position_embeddings", &[1, rows, width], Fill::Normal(0.5)));
+        let positions =
+            config.positions.then(|| vector(layout, "position_embeddings", &[1, rows, width], Fill::Normal(0.5)));
         let blocks = (0..config.num_layers)
             .map(|i| {
                 let name = format!("{prefix}encoder.layer.{i}.");
@@ -236,9 +233,8 @@ impl InternVit {
         if let Some(table) = self.positions {
             x = tape.add_table_rows(x, table, (0..num_tiles).flat_map(|_| 0..rows as u32).collect());
         }
-        let segments: Vec<Segment> = (0..num_tiles)
-            .map(|i| Segment { start: (i * rows) as u32, len: rows as u32, parent: None })
-            .collect();
+        let segments: Vec<Segment> =
+            (0..num_tiles).map(|i| Segment { start: (i * rows) as u32, len: rows as u32, parent: None }).collect();
         let attend = Attend::Packed(segments.into());
         let head_dim = width / config.num_heads;
         let heads = Heads {
@@ -288,9 +284,7 @@ impl Block {
         let name = |tail: &str| format!("{prefix}{tail}");
         let one = Fill::Constant(1.0);
         let norm = |layout: &mut Layout, tail: &str| match config.rms {
-            true => {
-                Norm::RootMeanSquare(layout.tensor(&name(&format!("{tail}.weight")), &[width], part, false, one))
-            }
+            true => Norm::RootMeanSquare(layout.tensor(&name(&format!("{tail}.weight")), &[width], part, false, one)),
             false => {
                 let (weight, bias) = layer_norm(layout, &name(tail), width);
                 Norm::Layer(weight, bias)

@@ -20,11 +20,7 @@ use crate::weights::{Fill, Layout, LinearId, Naming, ParamId, Part};
 
 /// How checkpoints spell names: published ones (and those that transformers 5 saves), and the names of a loaded model.
 pub const NAMINGS: [Naming; 2] = [
-    &[
-        ("model.language_model.", "language_model.model."),
-        ("lm_head.", "language_model.lm_head."),
-        ("model.", ""),
-    ],
+    &[("model.language_model.", "language_model.model."), ("lm_head.", "language_model.lm_head."), ("model.", "")],
     &[],
 ];
 

@@ -31,11 +31,7 @@ pub const NAMINGS: [Naming; 4] = [
         ("model.vision_tower.", "vision_tower.vision_model."),
         ("model.", ""),
     ],
-    &[
-        ("model.language_model.", "language_model.model."),
-        ("lm_head.", "language_model.lm_head."),
-        ("model.", ""),
-    ],
+    &[("model.language_model.", "language_model.model."), ("lm_head.", "language_model.lm_head."), ("model.", "")],
     &[],
     &[("model.vision_tower.", "model.vision_tower.vision_model.")],
 ];

@@ -86,7 +86,8 @@ mod tests {
             let mosaic = Mosaic::of(&cuts, side, max_tiles);
             let (rows, columns) = mosaic.shown();
             let window = [mosaic.top, mosaic.left, mosaic.height, mosaic.width, rows, columns];
-            let want: Vec<usize> = case["window"].as_array().unwrap().iter().map(|v| v.as_u64().unwrap() as usize).collect();
+            let want: Vec<usize> =
+                case["window"].as_array().unwrap().iter().map(|v| v.as_u64().unwrap() as usize).collect();
             assert_eq!(window[..], want, "{case}");
             assert_eq!(side * side + mosaic.num_features(), number("features") as usize, "{case}");
         }

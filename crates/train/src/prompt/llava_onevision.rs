@@ -137,8 +137,7 @@ impl LlavaOnevisionProcessor {
         let mut best = self.grids[0];
         let (mut most, mut least_wasted) = (0u64, u64::MAX);
         for &(grid_height, grid_width) in &self.grids {
-            let scale =
-                (f64::from(grid_width) / f64::from(width)).min(f64::from(grid_height) / f64::from(height));
+            let scale = (f64::from(grid_width) / f64::from(width)).min(f64::from(grid_height) / f64::from(height));
             let fits = (f64::from(width) * scale) as u64 * (f64::from(height) * scale) as u64;
             let effective = fits.min(u64::from(width) * u64::from(height));
             let wasted = u64::from(grid_height) * u64::from(grid_width) - effective;
