@@ -22,6 +22,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 from transformers.image_processing_utils import get_patch_output_size, select_best_resolution
+from transformers.models.got_ocr2.image_processing_got_ocr2 import GotOcr2ImageProcessor
 from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import (
     GotOcr2ImageProcessorPil,
     get_optimal_tiled_canvas,
@@ -33,7 +34,8 @@ from transformers.models.llava_onevision.video_processing_llava_onevision import
 
 from fixture_families import greedy, mean_nll, score
 from fixture_models import corpus, draw_weights, start, tokenizer_config, write_json
-from fixture_parity import ADAMW, CONVERSATIONS, NUM_STEPS, level_table, with_pictures
+from fixture_parity import ADAMW, CONVERSATIONS, NUM_STEPS, with_pictures
+from fixture_qwen import level_table
 
 # The picture is cut, and its grid of features resampled.
 TOWER_GRADIENT_OF = "one_image"
@@ -408,7 +410,7 @@ TOWERS = {
 
 
 def tower_processor(folder: Path, template: str):
-    """The processor of a folder, with Pillow's resampling."""
+    """The processor that a folder names: Pillow's resampling, or torch's where the name ends in Fast."""
     model_type = json.loads((folder / "config.json").read_text())["model_type"]
     settings = json.loads((folder / "processor_config.json").read_text())
     if model_type == "llava_onevision":
@@ -421,8 +423,10 @@ def tower_processor(folder: Path, template: str):
             chat_template=template,
             vision_aspect_ratio=settings.get("vision_aspect_ratio", "anyres_max_9"),
         )
+    own = folder / "preprocessor_config.json"
+    fast = own.exists() and json.loads(own.read_text())["image_processor_type"].endswith("Fast")
     return InternVLProcessor(
-        GotOcr2ImageProcessorPil.from_pretrained(folder),
+        (GotOcr2ImageProcessor if fast else GotOcr2ImageProcessorPil).from_pretrained(folder),
         PreTrainedTokenizerFast.from_pretrained(folder, extra_special_tokens=INTERNVL_TOKENS),
         InternVLVideoProcessor(),
         image_seq_length=settings["image_seq_length"],
@@ -519,10 +523,11 @@ def make_tower_parity(name: str, models_folder: Path, pictures: Path, out: Path)
         if sample["extra"]:
             pixels, entry["cuts"] = tiles_and_cuts(model, sample["extra"])
             levels = np.stack(
-                [np.searchsorted(table[c], pixels[:, c].ravel()).reshape(pixels[:, c].shape) for c in range(3)], axis=1
+                [np.abs(pixels[:, c, ..., None] - table[c]).argmin(-1) for c in range(3)], axis=1
             ).astype(np.uint8)
             restored = np.stack([table[c][levels[:, c]] for c in range(3)], axis=1)
-            assert np.array_equal(restored, pixels), "levels do not restore the pixels"
+            # The processor that works in torch rescales and normalises in one step, which rounds once less.
+            assert np.abs(restored - pixels).max() < 1e-6, "levels do not restore the pixels"
             tensors[f"{key}.levels"] = torch.from_numpy(levels)
             entry["num_tiles"] = len(levels)
 

@@ -16,7 +16,7 @@ use foveate_kernels::cpu::pixel_shuffle;
 use crate::batch::{Segment, Tile};
 use crate::config::Keys;
 use crate::error::ModelError;
-use crate::families::siglip::{activation, layer_read};
+use crate::families::siglip::layer_read;
 use crate::tape::{Attend, Tape, Var, typed};
 use crate::weights::{Fill, Layout, LinearId, ParamId, Part};
 
@@ -100,7 +100,7 @@ impl InternVitConfig {
             image_size,
             patch_size,
             eps: vision.number("layer_norm_eps", 1e-6)? as f32,
-            activation: activation(vision, "gelu")?,
+            activation: vision.activation("hidden_act", Activation::GeluErf)?,
             qkv_bias: flag("attention_bias", false)?,
             qk_norm: flag("use_qk_norm", false)?,
             rms,

@@ -13,7 +13,7 @@ use crate::config::Keys;
 use crate::error::ModelError;
 use crate::families::decoder::{Decoder, DecoderConfig, LLAMA, QWEN2, QWEN3};
 use crate::families::internvit::{InternVit, InternVitConfig};
-use crate::families::siglip::{activation_of, feature_layer};
+use crate::families::siglip::feature_layer;
 use crate::families::{Features, Vision, VisionSizes};
 use crate::tape::{Shuffle, Tape};
 use crate::weights::{Fill, Layout, LinearId, Naming, ParamId, Part};
@@ -79,7 +79,7 @@ impl InternVl {
         };
         let tied = root.flag("tie_word_embeddings")?.unwrap_or(true);
         let text_config = DecoderConfig::read(&text, tied, dialect)?;
-        let activation = activation_of(root, "projector_hidden_act", "gelu")?;
+        let activation = root.activation("projector_hidden_act", Activation::GeluErf)?;
         let tower = InternVit::declare(layout, vision.clone(), "model.vision_tower.");
         let wide = vision.width * factor * factor;
         let part = Part::Connector;

@@ -17,7 +17,7 @@ use crate::config::Keys;
 use crate::error::ModelError;
 use crate::families::decoder::{Decoder, DecoderConfig, QWEN2, QWEN3};
 use crate::families::mosaic::Mosaic;
-use crate::families::siglip::{Siglip, SiglipConfig, activation_of, feature_layer};
+use crate::families::siglip::{Siglip, SiglipConfig, feature_layer};
 use crate::families::{Features, Vision, VisionSizes};
 use crate::tape::Tape;
 use crate::weights::{Fill, Layout, LinearId, Naming, ParamId, Part};
@@ -80,7 +80,7 @@ impl LlavaOnevision {
         // Either place counts: transformers carries the flag of text_config to the root.
         let tied = [root.flag("tie_word_embeddings")?, text.flag("tie_word_embeddings")?].contains(&Some(true));
         let text_config = DecoderConfig::read(&text, tied, dialect)?;
-        let activation = activation_of(root, "projector_hidden_act", "gelu")?;
+        let activation = root.activation("projector_hidden_act", Activation::GeluErf)?;
         let bias = root.flag("multimodal_projector_bias")?.unwrap_or(true);
         let (width, part) = (text_config.width, Part::Connector);
         let tower = Siglip::declare(layout, vision.clone(), "model.vision_tower.");

@@ -6,14 +6,14 @@
 //! [`Family::declare`].
 
 pub mod decoder;
-pub mod qwen2_5_vl;
-pub mod qwen2_vl;
-pub mod qwen3_vl;
-pub mod qwen_vision;
 pub mod internvit;
 pub mod internvl;
 pub mod llava_onevision;
 pub mod mosaic;
+pub mod qwen2_5_vl;
+pub mod qwen2_vl;
+pub mod qwen3_vl;
+pub mod qwen_vision;
 pub mod siglip;
 pub mod smolvlm;
 
@@ -27,11 +27,11 @@ use crate::batch::{Segment, Tile};
 use crate::config::Keys;
 use crate::error::ModelError;
 use crate::families::decoder::{Decoder, DecoderConfig, DeepStack, Dialect, LLAMA, QWEN2, QWEN3};
+use crate::families::internvl::InternVl;
+use crate::families::llava_onevision::LlavaOnevision;
 use crate::families::qwen2_5_vl::Qwen25Vl;
 use crate::families::qwen2_vl::Qwen2Vl;
 use crate::families::qwen3_vl::Qwen3Vl;
-use crate::families::internvl::InternVl;
-use crate::families::llava_onevision::LlavaOnevision;
 use crate::families::smolvlm::SmolVlm;
 use crate::positions::{Positions, around_pictures};
 use crate::tape::{Attend, Tape, Var};

@@ -91,7 +91,7 @@ impl SiglipConfig {
             image_size: vision.size("image_size", 224)?,
             patch_size: vision.size("patch_size", defaults.patch_size)?,
             eps: vision.number("layer_norm_eps", 1e-6)? as f32,
-            activation: activation(vision, "gelu_pytorch_tanh")?,
+            activation: vision.activation("hidden_act", Activation::GeluTanh)?,
             bucketized: true,
             num_read: num_layers,
             normed: true,
@@ -139,26 +139,6 @@ impl SiglipConfig {
         };
         let (rows, columns) = (buckets(height), buckets(width));
         rows.iter().flat_map(|row| columns.iter().map(move |column| row * side as u32 + column)).collect()
-    }
-}
-
-/// The activation of a section, under `hidden_act`.
-pub fn activation(keys: &Keys, default: &str) -> Result<Activation, ModelError> {
-    activation_of(keys, "hidden_act", default)
-}
-
-/// The activation that a key names.
-pub fn activation_of(keys: &Keys, key: &str, default: &str) -> Result<Activation, ModelError> {
-    match keys.word(key).unwrap_or(default) {
-        "gelu_pytorch_tanh" | "gelu_new" => Ok(Activation::GeluTanh),
-        "gelu" => Ok(Activation::GeluErf),
-        "quick_gelu" => Ok(Activation::QuickGelu),
-        "relu" => Ok(Activation::Relu),
-        "silu" => Ok(Activation::Silu),
-        other => Err(keys.problem(
-            format!("{key} \"{other}\" is not supported"),
-            "supported: gelu_pytorch_tanh, gelu, quick_gelu, relu, silu",
-        )),
     }
 }
 

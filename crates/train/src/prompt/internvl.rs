@@ -13,7 +13,7 @@ use serde_json::Value as Json;
 
 use super::error::PromptError;
 use super::files;
-use super::processor::{Normalizer, ProcessedImage, Settings};
+use super::processor::{CLIP_DEVIATION, CLIP_MEAN, Normalizer, ProcessedImage, Settings};
 use super::resize::{Filter, Rounding, resize};
 
 /// More tiles than this for one picture are a mistake in the settings.
@@ -63,8 +63,9 @@ impl Tokens {
 }
 
 impl InternVlProcessor {
-    /// From the image settings, `config.json` and the folder's tokenizer settings.
-    pub fn new(dir: &Path, settings: &Settings, config: &Json) -> Result<InternVlProcessor, PromptError> {
+    /// From the image settings, `config.json` and the folder's tokenizer settings; `fast` where they name the processor
+    /// that works in torch.
+    pub fn new(dir: &Path, settings: &Settings, config: &Json, fast: bool) -> Result<InternVlProcessor, PromptError> {
         settings.square_resize_only()?;
         let tile = settings.square_side(384)?;
         let vision = |key: &str, default: u64| {
@@ -98,8 +99,8 @@ impl InternVlProcessor {
             features_per_tile,
             tokens: Tokens::load(dir)?,
             filter: settings.filter(Filter::Bicubic)?,
-            rounding: Rounding::Pillow,
-            normalizer: settings.normalizer()?,
+            rounding: if fast { Rounding::TorchUint8 } else { Rounding::Pillow },
+            normalizer: settings.normalizer(CLIP_MEAN, CLIP_DEVIATION)?,
         })
     }
 

@@ -15,7 +15,7 @@ use serde_json::Value as Json;
 
 use super::error::PromptError;
 use super::image::MAX_PIXELS;
-use super::processor::{Normalizer, ProcessedImage, Settings};
+use super::processor::{CLIP_DEVIATION, CLIP_MEAN, Normalizer, ProcessedImage, Settings};
 use super::resize::{Filter, Rounding, resize};
 
 /// The token that one image feature takes the place of; the template prints one per picture.
@@ -47,8 +47,8 @@ pub struct LlavaOnevisionProcessor {
 }
 
 impl LlavaOnevisionProcessor {
-    /// From the image settings and `config.json`.
-    pub fn new(settings: &Settings, config: &Json) -> Result<LlavaOnevisionProcessor, PromptError> {
+    /// From the image settings and `config.json`; `fast` where they name the processor that works in torch.
+    pub fn new(settings: &Settings, config: &Json, fast: bool) -> Result<LlavaOnevisionProcessor, PromptError> {
         settings.square_resize_only()?;
         let tile = settings.square_side(DEFAULT_TILE)?;
         let vision = |key: &str, default: u64| {
@@ -72,7 +72,7 @@ impl LlavaOnevisionProcessor {
         let ratio = ratio.and_then(Json::as_str).unwrap_or("anyres_max_9");
         let max_tiles = max_tiles(ratio)
             .ok_or_else(|| settings.problem(format!("vision_aspect_ratio is {ratio:?}, not anyres_max_N")))?;
-        let mean = settings.channels("image_mean")?;
+        let mean = settings.channels("image_mean", CLIP_MEAN)?;
         Ok(LlavaOnevisionProcessor {
             tile,
             grids: grids(settings, config, tile)?,
@@ -80,8 +80,8 @@ impl LlavaOnevisionProcessor {
             max_tiles,
             background: mean.map(|mean| (mean * 255.0) as u8),
             filter: settings.filter(Filter::Bicubic)?,
-            rounding: Rounding::Pillow,
-            normalizer: settings.normalizer()?,
+            rounding: if fast { Rounding::TorchUint8 } else { Rounding::Pillow },
+            normalizer: settings.normalizer(CLIP_MEAN, CLIP_DEVIATION)?,
         })
     }
 

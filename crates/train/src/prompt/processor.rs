@@ -11,9 +11,9 @@ use serde_json::Value as Json;
 use super::error::PromptError;
 use super::files;
 use super::idefics3::{self, Idefics3Processor};
-use super::qwen::{self, QwenProcessor};
 use super::internvl::InternVlProcessor;
 use super::llava_onevision::{self, LlavaOnevisionProcessor};
+use super::qwen::{self, QwenProcessor};
 use super::resize::Filter;
 
 /// What turns pictures into tiles and placeholders. A family adds a file and a variant.
@@ -58,15 +58,16 @@ impl ImageProcessor {
             }
             ("Qwen2VLImageProcessor", _) | ("", "qwen2_vl" | "qwen2_5_vl" | "qwen3_vl") => {
                 Ok(ImageProcessor::Qwen(QwenProcessor::new(&settings, config, stated.ends_with("Fast"))?))
+            }
             ("LlavaOnevisionImageProcessor", _) | ("", "llava_onevision") => {
-                Ok(ImageProcessor::LlavaOnevision(LlavaOnevisionProcessor::new(&settings, config)?))
+                Ok(ImageProcessor::LlavaOnevision(LlavaOnevisionProcessor::new(&settings, config, stated.ends_with("Fast"))?))
             }
             ("GotOcr2ImageProcessor", "internvl") | ("", "internvl") => {
-                Ok(ImageProcessor::InternVl(InternVlProcessor::new(dir, &settings, config)?))
+                Ok(ImageProcessor::InternVl(InternVlProcessor::new(dir, &settings, config, stated.ends_with("Fast"))?))
             }
             _ => Err(settings.problem(format!(
-                "image processor {kind:?} of model type {model_type:?} is unknown; known are those of SmolVLM, Idefics3 \
-                 and Qwen2-VL"
+                "image processor {kind:?} of model type {model_type:?} is unknown; known are those of SmolVLM, Idefics3, \
+                 LLaVA-OneVision, InternVL and Qwen2-VL"
             ))),
         }
     }
@@ -105,6 +106,11 @@ impl ImageProcessor {
         }
     }
 }
+
+/// Mean and deviation of the pictures CLIP was trained on, per channel: the defaults of several Python classes.
+pub const CLIP_MEAN: [f64; 3] = [0.48145466, 0.4578275, 0.40821073];
+/// See [`CLIP_MEAN`].
+pub const CLIP_DEVIATION: [f64; 3] = [0.26862954, 0.26130258, 0.27577711];
 
 /// Raw settings of an image processor, wherever the checkpoint keeps them.
 #[derive(Debug)]
@@ -231,9 +237,8 @@ impl Settings {
         number.ok_or_else(|| self.problem(format!("{key} is {value}, not a number")))
     }
 
-    fn channels(&self, key: &str, default: [f64; 3]) -> Result<[f64; 3], PromptError> {
     /// One number per colour.
-    pub fn channels(&self, key: &str) -> Result<[f64; 3], PromptError> {
+    pub fn channels(&self, key: &str, default: [f64; 3]) -> Result<[f64; 3], PromptError> {
         match self.get(key) {
             None => Ok(default),
             Some(Json::Array(list)) if list.len() == 3 => {
