@@ -14,8 +14,10 @@ mod generate;
 mod inspect;
 mod load;
 mod model;
+mod plan;
 mod report;
 mod score;
+mod serve;
 mod train;
 
 use std::process::ExitCode;
@@ -42,6 +44,8 @@ enum Command {
     Generate(generate::Args),
     /// Talk with a model
     Chat(chat::Args),
+    /// Answer clients in OpenAI's protocol
+    Serve(serve::Args),
     /// Write report.html of a run anew
     Report(report::Args),
     /// Compare finished runs on the same questions
@@ -52,6 +56,8 @@ enum Command {
     Model(model::Args),
     /// Measure this machine and whole steps on it
     Bench(bench::Args),
+    /// Memory that a model or a run will take
+    Plan(plan::Args),
     /// Show what this machine offers
     Doctor(doctor::Args),
 }
@@ -64,11 +70,13 @@ fn main() -> ExitCode {
         Command::Score(args) => done(score::run(args)),
         Command::Generate(args) => done(generate::run(args)),
         Command::Chat(args) => done(chat::run(args)),
+        Command::Serve(args) => done(serve::run(args)),
         Command::Report(args) => done(report::run(args)),
         Command::Compare(args) => done(compare::run(args)),
         Command::Data(args) => done(data::run(args)),
         Command::Model(args) => done(model::run(args)),
         Command::Bench(args) => done(bench::run(args)),
+        Command::Plan(args) => done(plan::run(args)),
         Command::Doctor(args) => done(doctor::run(args)),
     };
     outcome.unwrap_or_else(|error| failure::tell(&error))

@@ -8,6 +8,8 @@ pub mod adapters;
 pub mod arena;
 /// The narrow waist between text and tensors.
 pub mod batch;
+/// Answers decoded together while others come and go.
+pub mod batcher;
 /// Keys and values of tokens that were read before.
 pub mod cache;
 /// Reading `config.json`.
@@ -21,6 +23,8 @@ pub mod families;
 mod linear;
 /// Adapters on disk.
 pub mod peft;
+/// What a model will take.
+pub mod plan;
 /// A model that scores, learns and samples.
 pub mod policy;
 /// Rotary positions in one or three axes.

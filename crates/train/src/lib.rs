@@ -36,6 +36,9 @@ pub mod checkpoint;
 // Models that travel inside the program.
 pub mod builtin;
 
+// Models in the hub's cache.
+pub mod hub;
+
 // The name of a model to the folder that holds it.
 pub mod source;
 
@@ -56,6 +59,9 @@ pub mod messages;
 
 // Log-probabilities of given answers; answers to given conversations.
 pub mod score;
+
+// A model that answers many clients.
+pub mod serve;
 
 // What happened to files and a page.
 pub mod report;
