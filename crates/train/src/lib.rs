@@ -51,6 +51,9 @@ pub mod fresh;
 // A model to scores on test suites.
 pub mod eval;
 
+// A model's good answers to examples.
+pub mod collect;
+
 // Conversations from files.
 pub mod messages;
 
@@ -59,6 +62,9 @@ pub mod score;
 
 // What happened to files and a page.
 pub mod report;
+
+// When a stage is over.
+pub mod until;
 
 // What was typed.
 pub mod recipe;
@@ -92,3 +98,6 @@ pub mod rl;
 
 // A whole run.
 pub mod train;
+
+// Many runs, compared.
+pub mod study;
