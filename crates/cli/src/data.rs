@@ -1,4 +1,4 @@
-//! `foveate data make|convert|show|audit`: rows on disk, rows to look at, rows checked.
+//! `foveate data make|show|convert|refine|audit`: rows on disk, rows to look at, rows rewritten, rows checked.
 
 use std::path::{Path, PathBuf};
 
@@ -7,6 +7,13 @@ use foveate_tasks::contact_sheet;
 use foveate_train::checkpoint::durable::write_file;
 use foveate_train::data::{self, Dataset, write::png};
 use foveate_train::recipe::parse::{Wrapped, parse};
+use foveate_train::reward::audit::audit as policies;
+use foveate_train::reward::refiner::{Refiner, RefinerSpec};
+use foveate_train::reward::remote::Surroundings;
+use foveate_train::reward::remote::chat::ChatSpec;
+use foveate_train::reward::spec::AccuracySpec;
+use foveate_train::reward::{RewardSpec, Rewards, Unknown};
+use indicatif::ProgressBar;
 
 use crate::failure::failure;
 
@@ -57,6 +64,23 @@ enum Command {
         /// Rows side by side
         #[arg(long, default_value_t = 4)]
         columns: usize,
+        /// Seed of built-in worlds
+        #[arg(long, default_value_t = 0)]
+        seed: u64,
+    },
+    /// Write the rationales of a source anew, from facts, rationale and answer, into a new folder
+    Refine {
+        /// A source such as '{ task = "charts", rationale = "low", rows = 100 }', or a file of rows
+        source: String,
+        /// The new folder
+        #[arg(long)]
+        out: PathBuf,
+        /// Template with {question}, {facts}, {rationale}, {answer}; for a language model a description of the form
+        #[arg(long)]
+        template: Option<String>,
+        /// A language model that writes: '{ url = "http://127.0.0.1:8000/v1", model = "NAME" }'
+        #[arg(long)]
+        writer: Option<String>,
         /// Seed of built-in worlds
         #[arg(long, default_value_t = 0)]
         seed: u64,
@@ -116,12 +140,28 @@ pub fn run(args: Args) -> anyhow::Result<()> {
             write_file(&out, &png(&contact_sheet(&shown, columns)))?;
             println!("{} rows: {}", shown.len(), out.display());
         }
+        Command::Refine { source, out, template, writer, seed } => {
+            let writer = match writer {
+                None => None,
+                Some(text) => {
+                    Some(parse::<Wrapped<ChatSpec>>(Path::new("writer"), &format!("value = {text}"), &[])?.value)
+                }
+            };
+            if let Some(problem) = writer.as_ref().and_then(|chat| chat.check().err()) {
+                return Err(failure(
+                    problem,
+                    "write --writer '{ url = \"http://127.0.0.1:8000/v1\", model = \"NAME\" }'",
+                ));
+            }
+            refine(&open(&source, seed)?, &out, RefinerSpec { writer, template, ..RefinerSpec::default() })?;
+        }
         Command::Audit { source, against, seed } => {
             let dataset = open(&source, seed)?;
             println!("{}", data::audit(&dataset));
             for skipped in dataset.skipped() {
                 println!("left out: {}", skipped.reason);
             }
+            trivial(&dataset, seed)?;
             if let Some(other) = against {
                 let overlap = data::overlap(&dataset, &open(&other, seed)?);
                 println!("{} rows are in both", overlap.len());
@@ -130,6 +170,64 @@ pub fn run(args: Args) -> anyhow::Result<()> {
                 }
             }
         }
+    }
+    Ok(())
+}
+
+/// Rows that trivial policies answer; more change little.
+const AUDITED: usize = 500;
+
+/// What answers that look at no picture would earn: the cheapest way to see a reward that pays for cheating.
+fn trivial(dataset: &Dataset, seed: u64) -> anyhow::Result<()> {
+    let rows: Vec<_> = (0..dataset.len().min(AUDITED)).map(|index| dataset.text_row(index)).collect();
+    let accuracy = RewardSpec::Accuracy(AccuracySpec::default());
+    let Ok(rewards) = Rewards::new(vec![accuracy], Unknown::Leave, 1) else { return Ok(()) };
+    if let Some(problem) = rows.iter().find_map(|row| rewards.check_row(row, None).err()) {
+        println!("not scored: {problem}");
+        return Ok(());
+    }
+    println!("answers without looking, first {} rows:", rows.len());
+    for score in policies(&rows, &rewards, seed)? {
+        let mark = if score.suspicious { "   more than half above random: look at it" } else { "" };
+        println!("  {:<18}{:>6.1} %{mark}", score.policy, 100.0 * score.accuracy);
+    }
+    Ok(())
+}
+
+/// Writes every row with a new rationale. Rows that nothing is known about, or for which the language model failed, keep
+/// theirs and are counted.
+fn refine(dataset: &Dataset, out: &Path, spec: RefinerSpec) -> anyhow::Result<()> {
+    let around = Surroundings { base: PathBuf::new(), folder: Some(out.with_extension("cache")) };
+    let refiner = Refiner::new(&spec, &around)?;
+    let mut rows: Vec<_> = (0..dataset.len()).flat_map(|index| dataset.rows_at(index)).collect();
+    let template = spec.first_template();
+    let (mut empty, mut failed, mut last) = (0, 0, None);
+    let bar = ProgressBar::new(rows.len() as u64);
+    for chunk in rows.chunks_mut(64) {
+        let written = refiner.rationales(&chunk.iter().collect::<Vec<_>>(), &template);
+        for (row, rationale) in chunk.iter_mut().zip(written) {
+            match rationale {
+                Ok(rationale) if rationale.trim().is_empty() => empty += 1,
+                Ok(rationale) => row.rationale = rationale,
+                Err(failure) => (failed, last) = (failed + 1, Some(failure)),
+            }
+        }
+        bar.inc(chunk.len() as u64);
+    }
+    bar.finish_and_clear();
+    let total = rows.len();
+    if failed == total
+        && let Some(last) = last
+    {
+        return Err(failure(format!("nothing could be refined: {}", last.detail), last.kind.hint()));
+    }
+    data::make(&Dataset::from_rows(rows), out)?;
+    println!("{} of {total} rows refined: {}", total - empty - failed, out.join("rows.jsonl").display());
+    if empty > 0 {
+        println!("{empty} rows have neither facts nor rationale and are as they were");
+    }
+    if let Some(last) = last {
+        println!("{failed} rows are as they were because the language model failed; the last time: {}", last.detail);
     }
     Ok(())
 }

@@ -4,6 +4,7 @@
 use std::process::ExitCode;
 
 use foveate_train::checkpoint::durable::FileError;
+use foveate_train::collect::CollectError;
 use foveate_train::data::DataError;
 use foveate_train::error::TrainError;
 use foveate_train::eval::EvalError;
@@ -11,8 +12,10 @@ use foveate_train::merge::MergeError;
 use foveate_train::prompt::PromptError;
 use foveate_train::recipe::parse::RecipeError;
 use foveate_train::report::page::PageError;
+use foveate_train::reward::remote::SetupError;
 use foveate_train::score::ScoreError;
 use foveate_train::source::SourceError;
+use foveate_train::study::StudyError;
 
 /// An error that only the command line can make.
 #[derive(Debug)]
@@ -61,6 +64,9 @@ fn hint(error: &(dyn std::error::Error + 'static)) -> Option<String> {
         RecipeError => |e| e.hint.clone(),
         DataError => |e| e.hint(),
         ScoreError => |e| e.hint(),
+        StudyError => |e| e.hint(),
+        CollectError => |e| e.hint(),
+        SetupError => |e| Some(e.hint.clone()),
         EvalError => |e| Some(e.hint()),
         PageError => |e| e.hint(),
         SourceError => |e| e.hint(),

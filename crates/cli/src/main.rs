@@ -16,8 +16,10 @@ mod load;
 mod model;
 mod plan;
 mod report;
+mod sample;
 mod score;
 mod serve;
+mod study;
 mod train;
 
 use std::process::ExitCode;
@@ -36,6 +38,10 @@ struct Cli {
 enum Command {
     /// Run a recipe: train, evaluate, report
     Train(train::Args),
+    /// Run many recipes and compare them: cells, seeds, one table
+    Study(study::Args),
+    /// Keep a model's good answers as rows to learn from
+    Sample(sample::Args),
     /// Score a model on questions
     Eval(eval::Args),
     /// Log-probabilities of given answers
@@ -66,6 +72,8 @@ fn main() -> ExitCode {
     let done = |outcome: anyhow::Result<()>| outcome.map(|()| ExitCode::SUCCESS);
     let outcome = match Cli::parse().command {
         Command::Train(args) => train::run(args),
+        Command::Study(args) => study::run(args),
+        Command::Sample(args) => done(sample::run(args)),
         Command::Eval(args) => done(eval::run(args)),
         Command::Score(args) => done(score::run(args)),
         Command::Generate(args) => done(generate::run(args)),

@@ -28,7 +28,7 @@ pub struct Args {
 
 /// Exit code of a run that was stopped on request, as shells use it for Ctrl-C: what should follow a finished run does
 /// not follow.
-const INTERRUPTED: u8 = 130;
+pub const INTERRUPTED: u8 = 130;
 
 /// Resolves the recipe, trains, and prints the final table.
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
@@ -61,7 +61,7 @@ fn resume_command(args: &Args) -> String {
 }
 
 /// The progress bar and the lines above it.
-struct Screen {
+pub struct Screen {
     bar: ProgressBar,
     /// A plain line now and then where there is no terminal.
     plain: Option<Instant>,
@@ -72,7 +72,8 @@ struct Screen {
 const PLAIN_EVERY: Duration = Duration::from_secs(10);
 
 impl Screen {
-    fn new(num_steps: u64) -> Self {
+    /// For a run of so many steps.
+    pub fn new(num_steps: u64) -> Self {
         let bar = ProgressBar::new(num_steps);
         bar.set_style(
             ProgressStyle::with_template("{bar:28.green} {pos}/{len} · {msg} · {eta} left")
@@ -86,7 +87,18 @@ impl Screen {
         if self.plain.is_some() { println!("{line}") } else { self.bar.println(line) }
     }
 
-    fn show(&mut self, event: Event) {
+    /// What happens where no step does.
+    pub fn tell(&self, message: String) {
+        self.bar.set_message(message);
+    }
+
+    /// Takes the bar away.
+    pub fn finish(&self) {
+        self.bar.finish_and_clear();
+    }
+
+    /// Shows what happened.
+    pub fn show(&mut self, event: Event) {
         match event {
             Event::Started { model, operand, step } => {
                 let parameters = model.num_parameters.iter().sum::<usize>() as f64 / 1e6;

@@ -8,7 +8,9 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
-use support::{folder_with, foveate, last_checkpoint, lines, metrics, refuse, succeed, text, wait_for_steps};
+use support::{
+    assert_same, folder_with, foveate, last_checkpoint, lines, metrics, refuse, succeed, text, wait_for_steps,
+};
 
 /// Worked examples, then reinforcement with a reference and two updates a step.
 const TWO_STAGES: &str = r#"
@@ -41,19 +43,6 @@ selector = { kind = "any_correct" }
 rule = { kind = "grpo", kl = 0.04 }
 optim = { lr = 1e-3 }
 "#;
-
-/// Two runs must have left the same bytes, times aside.
-fn assert_same(a: &Path, b: &Path) {
-    let (last_a, last_b) = (last_checkpoint(a), last_checkpoint(b));
-    assert_eq!(last_a.file_name(), last_b.file_name());
-    for file in ["model.safetensors", "optimizer.safetensors", "config.json"] {
-        assert!(fs::read(last_a.join(file)).unwrap() == fs::read(last_b.join(file)).unwrap(), "{file} differs");
-    }
-    assert_eq!(metrics(a), metrics(b));
-    for file in ["samples.jsonl", "eval.json", "recipe.toml"] {
-        assert_eq!(fs::read_to_string(a.join(file)).unwrap(), fs::read_to_string(b.join(file)).unwrap(), "{file}");
-    }
-}
 
 #[test]
 fn killed_at_any_moment_and_resumed_equals_never_stopped() {

@@ -73,14 +73,36 @@ pub enum TargetTemplate {
     Tags,
     /// The answer as it stands, without any mark.
     Bare,
+    /// What `foveate sample` kept, word for word (`meta.completion`); rows without it as `cot`.
+    Completion,
 }
 
 impl TargetConfig {
+    /// Whether the target begins with the row's rationale.
+    pub fn has_rationale(&self) -> bool {
+        matches!(self.template, TargetTemplate::Cot | TargetTemplate::Tags | TargetTemplate::Completion)
+    }
+
+    /// The beginning of an answer whose reasoning is given up to here; nothing for none. White space at its end is the
+    /// model's: words of a tokenizer begin with it.
+    pub fn beginning(&self, rationale: &str) -> String {
+        let part = rationale.trim();
+        match self.template {
+            _ if part.is_empty() => String::new(),
+            TargetTemplate::Tags => format!("<think>{part}"),
+            _ => part.to_string(),
+        }
+    }
+
     /// The text that the model should write.
     pub fn text(&self, row: &Row) -> String {
         let (rationale, answer) = (row.rationale.trim(), row.answer.text());
         match self.template {
             TargetTemplate::Cot if !rationale.is_empty() => format!("{rationale}\nAnswer: {answer}"),
+            TargetTemplate::Completion => match row.meta.get("completion").and_then(|text| text.as_str()) {
+                Some(text) => text.to_string(),
+                None => Self { template: TargetTemplate::Cot }.text(row),
+            },
             TargetTemplate::Cot | TargetTemplate::Answer => format!("Answer: {answer}"),
             TargetTemplate::Tags => format!("<think>{rationale}</think><answer>{answer}</answer>"),
             TargetTemplate::Bare => answer,

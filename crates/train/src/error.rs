@@ -15,6 +15,7 @@ use crate::prompt::PromptError;
 use crate::recipe::parse::RecipeError;
 use crate::report::page::PageError;
 use crate::reward::RewardError;
+use crate::reward::remote::SetupError;
 use crate::rollout::RowError;
 use crate::source::SourceError;
 use crate::update::UpdateError;
@@ -64,6 +65,31 @@ pub enum TrainError {
     /// The page cannot be written.
     #[error(transparent)]
     Page(#[from] PageError),
+    /// A plug-in or judge cannot be used.
+    #[error(transparent)]
+    Helper(#[from] SetupError),
+    /// Test rows are trained on.
+    #[error("{count} rows of the test suite \"{suite}\" are in the data of stage \"{stage}\", for example {row}")]
+    Overlap {
+        /// The suite.
+        suite: String,
+        /// The stage.
+        stage: String,
+        /// How many.
+        count: usize,
+        /// Id of the first one.
+        row: String,
+    },
+    /// A judge or plug-in fails too often.
+    #[error("{} of the rewards of the last steps are unknown{}", percent(*share), told(last))]
+    Unknown {
+        /// Share of answers without a reward.
+        share: f64,
+        /// The last failure: name of the reward, what was seen.
+        last: String,
+        /// What to do about that failure.
+        hint: &'static str,
+    },
     /// The folder already holds a run.
     #[error("{} already holds a run", .0.display())]
     Occupied(PathBuf),
@@ -119,6 +145,14 @@ impl TrainError {
             TrainError::Checkpoint(error) => error.hint(),
             TrainError::File(error) => error.hint(),
             TrainError::Page(error) => error.hint(),
+            TrainError::Helper(error) => Some(error.hint.clone()),
+            TrainError::Overlap { .. } => Some(
+                "take other rows (skip, take, another file), or set data.allow_overlap = true if that is meant"
+                    .to_string(),
+            ),
+            TrainError::Unknown { hint, .. } => {
+                Some(format!("{hint}; then go on with --resume, or allow more with max_unknown.share"))
+            }
             TrainError::Occupied(_) => {
                 Some("go on with --resume, choose another folder with --out, or remove that folder".to_string())
             }
@@ -139,4 +173,12 @@ impl TrainError {
             )),
         }
     }
+}
+
+fn percent(share: f64) -> String {
+    format!("{:.0} %", 100.0 * share)
+}
+
+fn told(last: &str) -> String {
+    if last.is_empty() { String::new() } else { format!("; the last failure: {last}") }
 }

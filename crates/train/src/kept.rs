@@ -64,6 +64,18 @@ pub fn trained_tensors<'t>(policy: &Policy, flat: &'t [f32], prefix: &str) -> Ve
     kept.into_iter().enumerate().filter(learns).map(|(_, named)| named).collect()
 }
 
+/// Reads back what [`kept_tensors`] gave: the weights of a moment of the run.
+pub fn restore_kept(policy: &mut Policy, path: &Path) -> Result<(), TrainError> {
+    let tensors = tensor_file::read(path)?;
+    let first = if policy.adapters().is_some() { policy.weights().adapter_range().start } else { 0 };
+    let infos: Vec<_> = policy.parameters().iter().filter(|info| info.offset >= first).cloned().collect();
+    for info in infos {
+        let range = info.offset..info.offset + info.len;
+        tensor_file::restore(&tensors, &info.name, policy.weights_mut().range_mut(range), path)?;
+    }
+    Ok(())
+}
+
 /// Puts master weights, moments and counts of a checkpoint back.
 pub fn restore(
     found: &Found,

@@ -54,6 +54,9 @@ pub mod fresh;
 // A model to scores on test suites.
 pub mod eval;
 
+// A model's good answers to examples.
+pub mod collect;
+
 // Conversations from files.
 pub mod messages;
 
@@ -65,6 +68,9 @@ pub mod serve;
 
 // What happened to files and a page.
 pub mod report;
+
+// When a stage is over.
+pub mod until;
 
 // What was typed.
 pub mod recipe;
@@ -98,3 +104,6 @@ pub mod rl;
 
 // A whole run.
 pub mod train;
+
+// Many runs, compared.
+pub mod study;

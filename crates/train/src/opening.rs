@@ -7,7 +7,7 @@ use foveate_model::Policy;
 
 use crate::checkpoint::CheckpointError;
 use crate::checkpoint::durable::{read_file, write_file};
-use crate::data::{self, Dataset};
+use crate::data::Dataset;
 use crate::error::TrainError;
 use crate::fresh;
 use crate::recipe::ModelRef;
@@ -25,7 +25,7 @@ pub fn model_home(run: &Run, folder: &Path) -> Result<ModelSource, TrainError> {
             let home = folder.join(NEW_MODEL);
             // Written last, so its presence means that the folder is complete.
             if !home.join("complete").is_file() {
-                let first = data::open(&run.stage[0].data, &run.base, run.seed)?;
+                let first = run.stage[0].open(&run.base, run.seed)?;
                 fresh::write(&home, new, texts(&first, &run.stage[0]).into_iter())?;
                 write_file(&home.join("complete"), b"")?;
             }

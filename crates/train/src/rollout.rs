@@ -85,6 +85,24 @@ pub struct Prompt {
     pub row: Row,
     /// What the model reads.
     pub input: PromptInput,
+    /// The beginning of the answer that is given, as text; its tokens are the end of `input`.
+    pub given: String,
+}
+
+impl Prompt {
+    /// Lets every answer go on from `given`, which becomes part of what the model reads.
+    pub fn continue_from(&mut self, prompter: &Prompter, ask: &AskConfig, given: String) -> Result<(), PromptError> {
+        if given.is_empty() {
+            return Ok(());
+        }
+        let mut ids = prompter.completion(&ask.conversation(&self.row), &given)?;
+        while ids.last().is_some_and(|last| prompter.end_ids().contains(last)) {
+            ids.pop();
+        }
+        self.input.ids.extend(ids);
+        self.given = given;
+        Ok(())
+    }
 }
 
 /// One sampled answer with its evidence.
@@ -92,7 +110,7 @@ pub struct Prompt {
 pub struct Rollout {
     /// Tokens and log-probabilities as drawn.
     pub sampled: Sampled,
-    /// The same in words, end token left out.
+    /// The whole answer in words, its given beginning included, the end token left out.
     pub text: String,
 }
 
@@ -129,7 +147,7 @@ pub fn render(prompter: &Prompter, ask: &AskConfig, rows: Vec<(u32, Row)>, room:
         .map(|(index, row)| {
             let prompt = prompter.prompt(&ask.conversation(&row));
             match prompt.and_then(|input| check_room(prompter, &input, room as usize).map(|()| input)) {
-                Ok(input) => Ok(Prompt { index, row, input }),
+                Ok(input) => Ok(Prompt { index, row, input, given: String::new() }),
                 Err(source) => Err(RowError { row: row.id, source }),
             }
         })
@@ -179,7 +197,10 @@ pub fn sample(
         .map(|(prompt, answers)| {
             let rollouts = answers
                 .into_iter()
-                .map(|sampled| Rollout { text: prompter.decode(&sampled.ids, true).trim().to_string(), sampled })
+                .map(|sampled| {
+                    let text = format!("{}{}", prompt.given, prompter.decode(&sampled.ids, true));
+                    Rollout { text: text.trim().to_string(), sampled }
+                })
                 .collect();
             Group { prompt, rollouts }
         })

@@ -2,7 +2,7 @@
 //! Knows how a run begins, is written down, stops and goes on; knows nothing of how a step learns.
 //! Cost: checkpoints; everything else is bookkeeping.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::path::{Path, PathBuf};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
@@ -19,15 +19,19 @@ use crate::error::TrainError;
 use crate::eval::records::{Evaluation, Scores};
 use crate::eval::score_suite;
 use crate::frozen::Frozen;
-use crate::kept::{base_mark, kept_tensors, restore, trained_tensors, write_mark, write_model};
+use crate::kept::{base_mark, kept_tensors, restore, restore_kept, trained_tensors, write_mark, write_model};
 use crate::opening::{base_policy, model_home, open_folder};
 use crate::prompt::Prompter;
 use crate::recipe::Reference;
 use crate::report::records::StepRecord;
 use crate::report::{Logs, page};
+use crate::reward::refiner::TemplateStore;
+use crate::reward::watch::{ConstantWatch, UnknownWatch};
 use crate::run::{Run, Stage, Start};
 use crate::source::ModelSource;
+use crate::update::difficulty::pools::Pools;
 use crate::update::entropy::EntropyState;
+use crate::update::replay::{ReplayBuffer, TargetQueue};
 use crate::update::statistics::RunningAccuracy;
 use crate::update::{Rule, RuleStats};
 
@@ -93,12 +97,50 @@ pub struct Controls {
     pub entropy: EntropyState,
     /// Accuracy per question so far.
     pub accuracy: RunningAccuracy,
+    /// Questions asked so far, those that were dropped included. The order follows from the seed.
+    pub position: u64,
+    /// Worked examples shown so far by a mixture.
+    pub shown: u64,
+    /// Latest results per question.
+    pub pools: Pools,
+    /// Past answers to be learned again.
+    pub replay: ReplayBuffer,
+    /// Questions whose target waits for a supervised step.
+    pub queue: TargetQueue,
+    /// The refiner's template.
+    pub templates: TemplateStore,
+    /// Unknown rewards of the last steps.
+    pub unknown: UnknownWatch,
+    /// Rewards that were constant so far.
+    pub constant: ConstantWatch,
+    /// Requests to judges so far, by reward.
+    pub calls: BTreeMap<String, u64>,
+    /// The watched metric, newest last.
+    pub history: VecDeque<f64>,
+    /// Whether the stage is over before its steps are.
+    pub ended: bool,
 }
 
 impl Controls {
     /// At the start of a stage.
     fn new(stage: &Stage) -> Self {
-        Self { beta: stage.rule.kl.beta, entropy: stage.rule.entropy.start(), accuracy: RunningAccuracy::default() }
+        let template = stage.refiner.as_ref().map(|refiner| refiner.first_template()).unwrap_or_default();
+        Self {
+            beta: stage.rule.kl.beta,
+            entropy: stage.rule.entropy.start(),
+            accuracy: RunningAccuracy::default(),
+            position: 0,
+            shown: 0,
+            pools: Pools::default(),
+            replay: ReplayBuffer::default(),
+            queue: TargetQueue::default(),
+            templates: TemplateStore::new(template),
+            unknown: UnknownWatch::default(),
+            constant: ConstantWatch::default(),
+            calls: BTreeMap::new(),
+            history: VecDeque::new(),
+            ended: false,
+        }
     }
 
     /// Moves the strengths after a step with these measurements over `samples` answers.
@@ -145,6 +187,8 @@ pub struct Session<'a> {
 
 /// Folder of the weights at the start of a stage, where a KL term needs them again after a resume.
 const STAGE_START: &str = "stage-start";
+/// Folder of the weights at the end of a stage that a later one starts from.
+const STAGE_END: &str = "stage-end";
 
 impl<'a> Session<'a> {
     /// Begins the run in `folder`, or goes on with what is there.
@@ -216,6 +260,9 @@ impl<'a> Session<'a> {
             let count = session.policy.adapted_modules().len();
             (session.watch)(Event::Remark(format!("adapters on {count} matrices, {millions:.2} M parameters learn")));
         }
+        for remark in &run.remarks {
+            (session.watch)(Event::Remark(remark.clone()));
+        }
         Ok(session)
     }
 
@@ -239,6 +286,10 @@ impl<'a> Session<'a> {
                     let base = base_policy(self.run, &self.home)?;
                     self.policy.master_mut().copy_from_slice(base.master());
                 }
+                Start::Stage(name) => {
+                    let path = self.folder.join(STAGE_END).join(name).join("weights.safetensors");
+                    restore_kept(&mut self.policy, &path)?;
+                }
                 Start::Folder(folder) if self.run.lora.is_some() => {
                     self.policy.load_adapter(&self.run.base.join(folder))?;
                 }
@@ -259,13 +310,29 @@ impl<'a> Session<'a> {
             self.optim = AdamW::new(&self.policy);
             self.controls = Controls::new(stage);
             if stage.needs_reference() && stage.reference == Reference::StageStart && self.stage > 0 {
-                let place = self.folder.join(STAGE_START).join(&stage.name);
-                create_folder(&place)?;
-                let parameters = kept_tensors(&self.policy, self.policy.master(), "");
-                write_with(&place.join("weights.safetensors"), |writer| tensor_file::write(writer, &parameters))?;
+                self.keep_weights(STAGE_START)?;
             }
         }
         (self.watch)(Event::Stage { index: self.stage, stage });
+        Ok(())
+    }
+
+    /// Keeps the weights of a stage that is over, if a later one starts from them.
+    pub fn end_stage(&mut self) -> Result<(), TrainError> {
+        let name = &self.current().name;
+        let wanted = |stage: &Stage| matches!(&stage.start, Start::Stage(wanted) if wanted == name);
+        if self.run.stage.iter().any(wanted) {
+            self.keep_weights(STAGE_END)?;
+        }
+        Ok(())
+    }
+
+    /// Writes the weights of this moment under the name of the stage.
+    fn keep_weights(&self, folder: &str) -> Result<(), TrainError> {
+        let place = self.folder.join(folder).join(&self.current().name);
+        create_folder(&place)?;
+        let parameters = kept_tensors(&self.policy, self.policy.master(), "");
+        write_with(&place.join("weights.safetensors"), |writer| tensor_file::write(writer, &parameters))?;
         Ok(())
     }
 
@@ -282,16 +349,10 @@ impl<'a> Session<'a> {
         if stage.reference == Reference::StageStart {
             match &stage.start {
                 Start::Folder(folder) => reference = open_folder(self.run, folder)?,
-                Start::Previous if self.stage > 0 => {
-                    let path = self.stage_start();
-                    let tensors = tensor_file::read(&path)?;
-                    let infos: Vec<_> = reference.parameters().to_vec();
-                    for info in infos {
-                        let into = &mut reference.master_mut()[info.offset..info.offset + info.len];
-                        tensor_file::restore(&tensors, &info.name, into, &path)?;
-                    }
+                Start::Previous | Start::Stage(_) if self.stage > 0 => {
+                    restore_kept(&mut reference, &self.stage_start())?;
                 }
-                Start::Previous | Start::Base => {}
+                Start::Previous | Start::Stage(_) | Start::Base => {}
             }
         }
         reference.set_trainable(Trainable::NONE);
@@ -303,7 +364,7 @@ impl<'a> Session<'a> {
         let stage = self.current();
         let adapter = match (&stage.start, stage.reference) {
             (Start::Folder(folder), Reference::StageStart) => Some(self.run.base.join(folder)),
-            (Start::Previous, Reference::StageStart) if self.stage > 0 => {
+            (Start::Previous | Start::Stage(_), Reference::StageStart) if self.stage > 0 => {
                 let path = self.stage_start();
                 let tensors = tensor_file::read(&path)?;
                 let range = self.policy.weights().adapter_range();
@@ -347,6 +408,19 @@ impl<'a> Session<'a> {
         metrics.insert("time/step_secs".into(), secs);
         metrics.insert("time/tokens_per_sec".into(), num_tokens as f64 / secs.max(1e-9));
         let stage = self.current();
+        if let (Some(until), Some(metric)) = (&stage.until, stage.watched_metric()) {
+            if let Some(value) = metrics.get(metric) {
+                self.controls.history.push_back(*value);
+                while self.controls.history.len() > until.memory() {
+                    self.controls.history.pop_front();
+                }
+            }
+            if let Some(why) = until.reached(&self.controls.history, self.stage_step) {
+                self.controls.ended = true;
+                let text = format!("stage {} is over after {} steps: {metric}: {why}", stage.name, self.stage_step);
+                (self.watch)(Event::Remark(text));
+            }
+        }
         let record = StepRecord { step: self.step, stage: stage.name.clone(), metrics };
         let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |time| time.as_secs_f64());
         self.logs.step(&record, now)?;
@@ -356,7 +430,7 @@ impl<'a> Session<'a> {
         if every > 0 && self.step.is_multiple_of(every) && self.step < self.run.num_steps() {
             self.evaluate(&format!("step-{:06}", self.step))?;
         }
-        let finished = self.stage_step >= stage.steps;
+        let finished = self.stage_step >= stage.steps || self.controls.ended;
         let interrupted = interrupt::requested() && !finished;
         if finished || interrupted || self.step.is_multiple_of(self.run.checkpoint.every) {
             self.save()?;
@@ -385,7 +459,7 @@ impl<'a> Session<'a> {
             stage: self.stage,
             stage_step: self.stage_step,
             optimizer_step: self.optim.step,
-            position: self.stage_step * u64::from(self.current().questions_per_step),
+            position: self.controls.position,
             controls: serde_json::to_value(&self.controls).expect("plain data always serialises"),
             logs: self.logs.sync()?,
             instruction_set: instruction_set(),

@@ -8,7 +8,7 @@ use foveate_model::PromptInput;
 use foveate_tasks::row::{ImageData, Row};
 use rayon::prelude::*;
 
-use crate::data::{self, Order};
+use crate::data::{Dataset, Order};
 use crate::error::TrainError;
 use crate::learn::learn;
 use crate::prompt::{PromptError, Prompter};
@@ -21,7 +21,7 @@ use crate::update::pack::{SupervisedRow, count_supervised, pack_supervised};
 /// Runs the current stage from where it stands.
 pub fn run_stage(session: &mut Session) -> Result<StageEnd, TrainError> {
     let stage = session.current();
-    let rows = data::open(&stage.data, &session.run.base, session.run.seed)?;
+    let rows = stage.open(&session.run.base, session.run.seed)?;
     let order = Order::shuffled(rows.len(), session.run.seed, session.stage as u32);
     let rule = stage.rule.resolve()?;
     let banned = Arc::from(session.prompter.banned_ids());
@@ -32,20 +32,11 @@ pub fn run_stage(session: &mut Session) -> Result<StageEnd, TrainError> {
     loop {
         session.begin_step();
         let first = session.stage_step * u64::from(stage.questions_per_step);
-        let places: Vec<usize> =
-            (first..first + u64::from(stage.questions_per_step)).map(|position| order.row_at(position)).collect();
-        let examples = places
-            .into_par_iter()
-            .map(|place| lessons(&session.prompter, stage, rows.rows_at(place)))
-            // Collected first: which of several errors a parallel `collect` returns depends on timing.
-            .collect::<Vec<_>>()
-            .into_iter()
-            .collect::<Result<Vec<_>, _>>()?
-            .concat();
-        let supervised: Vec<SupervisedRow> = examples
-            .iter()
-            .map(|example| SupervisedRow { prompt: &example.prompt, target: &example.target, weight: 1.0 })
-            .collect();
+        let end = first + u64::from(stage.questions_per_step);
+        let places = (first..end).map(|position| order.row_at(position)).collect();
+        let examples = lessons_at(&session.prompter, stage, &rows, places)?;
+        session.controls.position = end;
+        let supervised = supervised(&examples);
         let counts = count_supervised(&supervised, rule.count);
         let batches = pack_supervised(&supervised, &counts, &options)?;
         let learned = learn(session, &batches, &rule, 0, &mut gradients)?;
@@ -65,9 +56,36 @@ pub fn run_stage(session: &mut Session) -> Result<StageEnd, TrainError> {
 
 /// A question and the answer to be learned.
 #[derive(Clone, Debug)]
-struct Example {
-    prompt: PromptInput,
-    target: Vec<u32>,
+pub struct Example {
+    /// The rendered question.
+    pub prompt: PromptInput,
+    /// The answer, end token included.
+    pub target: Vec<u32>,
+}
+
+/// The examples of some places of the data, in order.
+pub fn lessons_at(
+    prompter: &Prompter,
+    stage: &Stage,
+    rows: &Dataset,
+    places: Vec<usize>,
+) -> Result<Vec<Example>, RowError> {
+    let examples = places
+        .into_par_iter()
+        .map(|place| lessons(prompter, stage, rows.rows_at(place)))
+        // Collected first: which of several errors a parallel `collect` returns depends on timing.
+        .collect::<Vec<_>>()
+        .into_iter()
+        .collect::<Result<Vec<_>, _>>()?;
+    Ok(examples.concat())
+}
+
+/// Examples as packing takes them.
+pub fn supervised(examples: &[Example]) -> Vec<SupervisedRow<'_>> {
+    examples
+        .iter()
+        .map(|example| SupervisedRow { prompt: &example.prompt, target: &example.target, weight: 1.0 })
+        .collect()
 }
 
 /// The examples that one place of the data gives: a row, or all rows about one picture. Those share the picture's

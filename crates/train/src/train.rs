@@ -4,7 +4,7 @@
 use std::path::{Path, PathBuf};
 
 use crate::error::TrainError;
-use crate::run::Run;
+use crate::run::{Run, overlaps};
 use crate::session::{Event, Session, StageEnd};
 use crate::{rl, sft};
 
@@ -33,13 +33,16 @@ pub fn train(run: &Run, folder: &Path, resume: bool, watch: &mut dyn FnMut(Event
 }
 
 fn run_stages(run: &Run, folder: &Path, resume: bool, watch: &mut dyn FnMut(Event)) -> Result<Outcome, TrainError> {
+    if !resume {
+        overlaps(run)?;
+    }
     let mut session = Session::open(run, folder, resume, watch)?;
     if run.eval.before && session.step == 0 {
         session.evaluate("before")?;
     }
     while session.stage < run.stage.len() {
         let stage = session.current();
-        if session.stage_step < stage.steps {
+        if session.stage_step < stage.steps && !session.controls.ended {
             session.begin_stage()?;
             let end = if stage.is_supervised() { sft::run_stage(&mut session)? } else { rl::run_stage(&mut session)? };
             if end == StageEnd::Interrupted {
@@ -47,8 +50,10 @@ fn run_stages(run: &Run, folder: &Path, resume: bool, watch: &mut dyn FnMut(Even
                 return Ok(Outcome { interrupted: true, step: session.step, page });
             }
         }
+        session.end_stage()?;
         session.stage += 1;
         session.stage_step = 0;
+        session.controls.ended = false;
     }
     if run.eval.after {
         session.evaluate("after")?;

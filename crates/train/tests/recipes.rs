@@ -2,8 +2,10 @@
 
 use std::path::{Path, PathBuf};
 
+use foveate_train::collect::CollectSpec;
 use foveate_train::recipe::{self, parse};
 use foveate_train::run::resolve;
+use foveate_train::study;
 
 fn recipes() -> Vec<PathBuf> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../recipes");
@@ -23,7 +25,7 @@ fn recipes() -> Vec<PathBuf> {
 #[test]
 fn recipes_resolve_to_recipes() {
     let files = recipes();
-    assert!(files.len() >= 7, "{files:?}");
+    assert!(files.len() >= 19, "{files:?}");
     for file in files {
         // The built-in model may not be part of this build; what is tested here does not depend on it.
         let sets = ["model={ new = {} }".to_string()];
@@ -62,4 +64,41 @@ fn settings_of_the_recipe_reach_the_stages_and_stages_come_first() {
     assert_eq!(run.stage[0].steps, 34, "two passes over 50 rows in threes");
     assert_eq!((run.stage[1].questions_per_step, run.stage[1].answers_per_question), (5, 1));
     assert!(run.stage[1].rewards.is_empty(), "a supervised stage has none");
+}
+
+#[test]
+fn studies_and_sample_settings_can_be_used() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../recipes");
+    let files = |name: &str| -> Vec<PathBuf> {
+        let entries = std::fs::read_dir(folder.join(name)).expect("a folder of recipes");
+        let mut files: Vec<PathBuf> = entries.map(|entry| entry.expect("an entry").path()).collect();
+        files.sort();
+        files
+    };
+    let mut num_cells = 0;
+    for file in files("studies") {
+        let Ok(spec) = study::read(&file) else {
+            // Recipes that only a study uses lie beside it.
+            recipe::read(&file, &[]).unwrap_or_else(|error| panic!("{error}"));
+            continue;
+        };
+        assert!(spec.seeds.len() >= 3, "{}", file.display());
+        for cell in spec.cell.iter().filter(|cell| cell.of.is_none()) {
+            let (recipe, mut sets) = study::cell_recipe(&file, &spec, cell, spec.seeds[0]);
+            sets.push("model={ new = {} }".to_string());
+            let raw = recipe::read(&recipe, &sets).unwrap_or_else(|error| panic!("{}: {error}", cell.name));
+            let run = resolve(&recipe, raw).unwrap_or_else(|error| panic!("{}: {error}", cell.name));
+            assert_eq!(run.seed, spec.seeds[0]);
+            for claim in &spec.claim {
+                assert!(run.data.test.contains_key(&claim.suite), "{}: no suite {}", cell.name, claim.suite);
+            }
+            num_cells += 1;
+        }
+    }
+    assert!(num_cells >= 20, "{num_cells} cells");
+    for file in files("sample") {
+        let text = std::fs::read_to_string(&file).expect("a file");
+        let spec: CollectSpec = parse::parse(&file, &text, &[]).unwrap_or_else(|error| panic!("{error}"));
+        spec.check().unwrap_or_else(|error| panic!("{}: {error}", file.display()));
+    }
 }

@@ -96,3 +96,16 @@ pub fn metrics(run: &Path) -> Vec<serde_json::Value> {
         })
         .collect()
 }
+
+/// Two runs must have left the same bytes, times aside.
+pub fn assert_same(a: &Path, b: &Path) {
+    let (last_a, last_b) = (last_checkpoint(a), last_checkpoint(b));
+    assert_eq!(last_a.file_name(), last_b.file_name());
+    for file in ["model.safetensors", "optimizer.safetensors", "config.json"] {
+        assert!(fs::read(last_a.join(file)).unwrap() == fs::read(last_b.join(file)).unwrap(), "{file} differs");
+    }
+    assert_eq!(metrics(a), metrics(b));
+    for file in ["samples.jsonl", "eval.json", "recipe.toml"] {
+        assert_eq!(fs::read_to_string(a.join(file)).unwrap(), fs::read_to_string(b.join(file)).unwrap(), "{file}");
+    }
+}

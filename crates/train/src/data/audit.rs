@@ -6,10 +6,11 @@
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 
-use foveate_tasks::{Answer, ImageData, Row, World};
+use foveate_tasks::{Answer, ImageData, Row, Split, World};
 use rayon::prelude::*;
 use serde::Serialize;
 
+use super::config::{DataSource, Sources};
 use super::dataset::Dataset;
 use super::near;
 
@@ -129,6 +130,15 @@ fn look_alikes(rows: &[Row]) -> Vec<(String, String)> {
         looks.iter().map(|look| look.and_then(|(key, look)| seen.insert(key).then_some(look))).collect();
     let id = |index: usize| rows[index].id.clone();
     near::pairs(&distinct).into_iter().map(|(a, b)| (id(a), id(b))).collect()
+}
+
+/// Whether rows of the two could be the same at all. Splits of a world never share a scene, so only a file, or the same
+/// split of the same world, needs a closer look.
+pub fn may_overlap(train: &Sources, test: &Sources) -> bool {
+    let split = |source: &DataSource| source.split.clone().unwrap_or_else(|| Split::Train.name().to_string());
+    train.0.iter().any(|a| {
+        test.0.iter().any(|b| a.task.is_none() || b.task.is_none() || (a.task == b.task && split(a) == split(b)))
+    })
 }
 
 /// Test rows whose images and question are in the training set, whatever form the question has there.

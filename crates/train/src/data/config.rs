@@ -88,10 +88,33 @@ pub struct DataSource {
     /// Folder that the file's image paths start from; the file's own folder if not given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub images: Option<PathBuf>,
+    /// Which rows are fit for use; applied before `skip` and `take`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub filter: Option<RowFilter>,
     /// What a row that cannot be used does: `error` stops before anything is trained, `skip` leaves it out; it is
     /// counted and listed then.
     #[serde(default)]
     pub on_bad_row: OnBadRow,
+}
+
+/// Conditions on a row. Every one that is given must hold.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct RowFilter {
+    /// The rationale must not end in another number than the answer. Rationales that a model wrote, or that were read
+    /// off a chart, contradict their answer now and then; learning those teaches the error.
+    pub consistent: bool,
+    /// There must be a rationale.
+    pub rationale: bool,
+    /// There must be facts.
+    pub facts: bool,
+    /// The answer must be of one of these types: `number`, `text`, `member`, `choice`, `yes_no`, `labels`, `box`,
+    /// `functions`, `expression`.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub answers: Vec<String>,
+    /// The question must not have more words than this.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_question_words: Option<usize>,
 }
 
 /// What a bad row does.

@@ -10,7 +10,8 @@ use foveate_tasks::derive::derive;
 use foveate_tasks::draws::Draws;
 use foveate_tasks::{Answer, Format, PrimerSpec, Quality, Row, Split, WorldSpec, primer, row, row_without_images};
 
-use super::config::{Amount, DataSource, Sources, Take};
+use super::audit::contradiction;
+use super::config::{Amount, DataSource, RowFilter, Sources, Take};
 use super::error::DataError;
 use super::files::{self, Reading};
 use super::questions::Order;
@@ -20,6 +21,8 @@ use super::questions::Order;
 pub struct Dataset {
     parts: Vec<Part>,
     skipped: Vec<Skipped>,
+    /// Which of the joined rows are used, in order; all if absent.
+    picked: Option<Vec<u64>>,
 }
 
 /// A row that was left out, and why.
@@ -74,12 +77,32 @@ pub fn open(sources: &Sources, base: &Path, seed: u64) -> Result<Dataset, DataEr
 impl Dataset {
     /// A data set of rows that are there already.
     pub fn from_rows(rows: Vec<Row>) -> Self {
-        Self { parts: vec![Part::Rows(rows)], skipped: vec![] }
+        Self { parts: vec![Part::Rows(rows)], ..Self::default() }
     }
 
     /// Number of rows.
     pub fn len(&self) -> usize {
+        self.picked.as_ref().map_or_else(|| self.num_joined(), Vec::len)
+    }
+
+    fn num_joined(&self) -> usize {
         self.parts.iter().map(Part::len).sum()
+    }
+
+    /// The rows that `skip` and `take` leave of all sources together.
+    pub fn select(mut self, skip: Amount, take: Take, seed: u64) -> Result<Self, DataError> {
+        let total = self.len();
+        if skip.of(total) == 0 && take == Take::All {
+            return Ok(self);
+        }
+        let chosen = pick(total, skip, take, seed);
+        if chosen.is_empty() {
+            let hint = format!("the stage's skip = {skip} and take = {take} leave none of {total} rows");
+            return Err(DataError::Empty { what: "the stage's data".into(), hint });
+        }
+        let joined = |index: u64| self.picked.as_ref().map_or(index, |picked| picked[index as usize]);
+        self.picked = Some(chosen.into_iter().map(joined).collect());
+        Ok(self)
     }
 
     /// Whether there are no rows; never so after [`open`].
@@ -119,7 +142,7 @@ impl Dataset {
     }
 
     fn find(&self, index: usize) -> (&Part, usize) {
-        let mut rest = index;
+        let mut rest = self.picked.as_ref().map_or(index, |picked| picked[index] as usize);
         for part in &self.parts {
             if rest < part.len() {
                 return (part, rest);
@@ -182,6 +205,7 @@ impl Dataset {
         rows.retain(|row| {
             source.split.as_ref().is_none_or(|split| *split == row.split)
                 && source.levels.as_ref().is_none_or(|levels| levels.contains(&row.level))
+                && source.filter.as_ref().is_none_or(|filter| filter.keeps(row))
         });
         let golds = Golds::of(&rows);
         let picked = pick(rows.len(), source.skip, source.take, seed);
@@ -196,7 +220,7 @@ impl Dataset {
             let hint = match (num_read, bad.first()) {
                 (0, Some(error)) => format!("all {} rows were skipped; the first: {error}", bad.len()),
                 (0, None) => "the file is empty; each line must hold one row".into(),
-                _ => format!("{num_read} rows were read, but split, levels, skip, take or format leave none"),
+                _ => format!("{num_read} rows were read, but split, levels, filter, skip, take or format leave none"),
             };
             return Err(DataError::Empty { what: path.display().to_string(), hint });
         }
@@ -268,9 +292,19 @@ fn open_world(source: &DataSource, seed: u64) -> Result<Part, DataError> {
     if rows > u64::from(u32::MAX) {
         return Err(unfit(format!("{rows} rows are too many"), "a world gives up to 4294967295"));
     }
-    let picked = pick(rows as usize, source.skip, source.take, seed);
+    let fit: Vec<u64> = match &source.filter {
+        Some(filter) => (0..rows).filter(|index| filter.keeps(&row_without_images(&spec, seed, *index))).collect(),
+        None => (0..rows).collect(),
+    };
+    let picked: Vec<u64> =
+        pick(fit.len(), source.skip, source.take, seed).into_iter().map(|index| fit[index as usize]).collect();
     if picked.is_empty() {
-        let hint = format!("rows = {rows}, skip = {}, take = {} leave none", source.skip, source.take);
+        let hint = format!(
+            "rows = {rows}, of which the filter leaves {}; skip = {}, take = {} leave none of those",
+            fit.len(),
+            source.skip,
+            source.take
+        );
         return Err(DataError::Empty { what: format!("the world {}", world.name()), hint });
     }
     Ok(Part::World { spec, seed, picked })
@@ -285,10 +319,10 @@ fn open_primer(source: &DataSource, world: &WorldSpec, rows_per_image: usize, se
             "1 to 64 rows about each picture, and a share from 0 to 1; primer = 8 is a good start",
         ));
     }
-    let own = source.format != Format::Open || source.rationale.is_some();
+    let own = source.format != Format::Open || source.rationale.is_some() || source.filter.is_some();
     if own || world.split != Split::Train {
         return Err(unfit(
-            "a primer has no split, format or rationale of its own",
+            "a primer has no split, format, filter or rationale of its own",
             "leave them out; its material comes from the scenes of `train`",
         ));
     }
@@ -307,6 +341,17 @@ fn open_primer(source: &DataSource, world: &WorldSpec, rows_per_image: usize, se
         spec.levels = levels.clone();
     }
     Ok(Part::Primer { spec, seed, picked })
+}
+
+impl RowFilter {
+    /// Whether a row meets all conditions.
+    pub fn keeps(&self, row: &Row) -> bool {
+        (!self.consistent || contradiction(row).is_none())
+            && (!self.rationale || !row.rationale.trim().is_empty())
+            && (!self.facts || !row.facts.trim().is_empty())
+            && (self.answers.is_empty() || self.answers.iter().any(|kind| kind == row.answer.kind()))
+            && self.max_question_words.is_none_or(|most| row.question.split_whitespace().count() <= most)
+    }
 }
 
 /// A folder written by `data make` stands for the rows in it.

@@ -26,8 +26,8 @@ pub mod near;
 
 pub mod audit;
 
-pub use audit::{Audit, Overlap, audit, overlap};
-pub use config::{Amount, DataConfig, DataSource, OnBadRow, Sources, Take};
+pub use audit::{Audit, Overlap, audit, may_overlap, overlap};
+pub use config::{Amount, DataConfig, DataSource, OnBadRow, RowFilter, Sources, Take};
 pub use dataset::{Dataset, Skipped, open};
 pub use error::{DataError, Place};
 pub use foveate_tasks::{Answer, Call, Drawing, Format, ImageData, Quality, Row, Split, World};

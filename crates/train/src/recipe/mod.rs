@@ -13,14 +13,22 @@ use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::ask::{AskConfig, TargetConfig};
 use crate::checkpoint::CheckpointConfig;
-use crate::data::Sources;
+use crate::data::{Amount, Format, Sources, Take};
 use crate::eval::EvalConfig;
 use crate::fresh::NewModel;
 use crate::lora::LoraConfig;
 use crate::optim::OptimSpec;
 use crate::report::ReportConfig;
+use crate::reward::refiner::RefinerSpec;
+use crate::reward::watch::MaxUnknown;
 use crate::reward::{Compat, RewardSpec, Unknown};
 use crate::rollout::SamplingConfig;
+use crate::until::UntilSpec;
+use crate::update::difficulty::gate::DynamicSpec;
+use crate::update::difficulty::pools::PoolSpec;
+use crate::update::difficulty::start_state::StartStateSpec;
+use crate::update::mix::MixSpec;
+use crate::update::replay::ReplaySpec;
 use crate::update::{AdvantageSpec, RuleSpec, SelectorSpec};
 use parse::RecipeError;
 
@@ -79,6 +87,20 @@ pub struct RawRecipe {
     pub selector: Option<SelectorSpec>,
     /// See [`RawStage::rule`].
     pub rule: Option<RuleSpec>,
+    /// See [`RawStage::max_unknown`].
+    pub max_unknown: Option<MaxUnknown>,
+    /// See [`RawStage::dynamic`].
+    pub dynamic: Option<DynamicSpec>,
+    /// See [`RawStage::pools`].
+    pub pools: Option<PoolSpec>,
+    /// See [`RawStage::replay`].
+    pub replay: Option<ReplaySpec>,
+    /// See [`RawStage::mix`].
+    pub mix: Option<MixSpec>,
+    /// See [`RawStage::start_state`].
+    pub start_state: Option<StartStateSpec>,
+    /// See [`RawStage::refiner`].
+    pub refiner: Option<RefinerSpec>,
     /// See [`RawStage::optim`].
     pub optim: Option<OptimSpec>,
     /// See [`RawStage::train`].
@@ -94,6 +116,9 @@ pub struct RawData {
     /// Test suites by name, for instance `id` and `ood`.
     #[serde(default)]
     pub test: BTreeMap<String, Sources>,
+    /// Accepts test rows that are in the training data as well. Their score says what was learnt by heart.
+    #[serde(default)]
+    pub allow_overlap: bool,
 }
 
 /// One stage as it was typed.
@@ -104,14 +129,23 @@ pub struct RawStage {
     pub name: Option<String>,
     /// Data of this stage, if not the recipe's `data.train`.
     pub data: Option<Sources>,
-    /// Weights it starts from: `previous` (the default), `base`, or a folder.
+    /// How many rows at the start of that data are left out: `N` or `N%`.
+    pub skip: Option<Amount>,
+    /// Which of the rest are used: `all` (the default), `first:N`, `end:N`, `random:N`; each N may be a share, `25%`.
+    pub take: Option<Take>,
+    /// In which form questions are put, in place of what the sources say: `open`, `choice` or `judge`.
+    pub format: Option<Format>,
+    /// Weights it starts from: `previous` (the default), `base`, the name of an earlier stage, or a folder.
     pub start: Option<String>,
-    /// Frozen model of the KL term: `stage_start` (the default) or `base`. Loaded only if the rule has a KL term.
+    /// Frozen model of the KL term: `stage_start` (the default), `base`, or `none` for a stage that must not have one.
+    /// Loaded only if the rule has a KL term.
     pub reference: Option<Reference>,
     /// Optimiser steps (rollout batches, for reinforcement). Give this or `epochs`.
     pub steps: Option<u64>,
     /// Passes over the data. Give this or `steps`.
     pub epochs: Option<f64>,
+    /// Ends the stage earlier: accuracy reached, or a plateau.
+    pub until: Option<UntilSpec>,
     /// How a row is put to the model.
     pub prompt: Option<AskConfig>,
     /// What a supervised or memorised answer looks like.
@@ -139,6 +173,20 @@ pub struct RawStage {
     pub selector: Option<SelectorSpec>,
     /// The update rule; `sft` makes this a supervised stage.
     pub rule: Option<RuleSpec>,
+    /// How many unknown rewards stop the run: a judge or plug-in that fails this often teaches nothing.
+    pub max_unknown: Option<MaxUnknown>,
+    /// Keeps only questions that can teach, and draws more until the step is full.
+    pub dynamic: Option<DynamicSpec>,
+    /// Chooses questions by how the model fared on them before.
+    pub pools: Option<PoolSpec>,
+    /// Learns again from answers of earlier steps.
+    pub replay: Option<ReplaySpec>,
+    /// Mixes supervised learning into a reinforcement stage.
+    pub mix: Option<MixSpec>,
+    /// Lets answers start part of the way through the reference reasoning.
+    pub start_state: Option<StartStateSpec>,
+    /// Writes the targets of failed questions anew.
+    pub refiner: Option<RefinerSpec>,
     /// Optimiser and schedule.
     pub optim: Option<OptimSpec>,
     /// Which parts of the model learn.
@@ -154,6 +202,8 @@ pub enum Reference {
     StageStart,
     /// The weights at the start of the run.
     Base,
+    /// No model: a rule with a KL term is refused.
+    None,
 }
 
 /// Where a run starts.

@@ -1,6 +1,6 @@
 //! Scores answers: verifiers, format checks and shaping terms, added up per completion.
-//! Works on text and rows alone; knows nothing of tokens, models or advantages. Judges and plug-ins hand their scores in.
-//! Cost: microseconds per completion, groups in parallel; nothing depends on the number of threads.
+//! Works on text and rows alone; knows nothing of tokens, models or advantages. Judges and plug-ins (`remote`) hand their
+//! scores in. Cost: microseconds per completion, groups in parallel; nothing depends on the number of threads.
 
 use foveate_tasks::row::Row;
 use rayon::prelude::*;
@@ -8,7 +8,9 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 pub mod accuracy;
+pub mod audit;
 pub mod boxes;
+pub mod checker;
 pub mod choice;
 pub mod clean;
 pub mod cosine;
@@ -18,11 +20,14 @@ pub mod format;
 pub mod functions;
 pub mod labels;
 pub mod number;
+pub mod refiner;
+pub mod remote;
 mod score;
 pub mod spec;
 pub mod terms;
 pub mod text;
 pub mod thinking;
+pub mod watch;
 pub mod yes_no;
 
 pub use boxes::Frame;
@@ -184,7 +189,7 @@ pub struct Completion<'a> {
     pub num_tokens: usize,
     /// Whether the length limit cut it off.
     pub truncated: bool,
-    /// Scores of the `external` terms, in their order; `None` if the judge failed.
+    /// Scores of the terms that come from outside, in their order; `None` if the helper failed.
     pub external: &'a [Option<f32>],
 }
 
@@ -339,7 +344,8 @@ mod tests {
 
     #[test]
     fn unknown_is_never_zero() {
-        let mut rewards = rewards("rewards = [ { kind = 'accuracy' }, { kind = 'external', name = 'judge' } ]");
+        let mut rewards =
+            rewards("rewards = [ { kind = 'accuracy' }, { kind = 'process', name = 'mine', command = ['x'] } ]");
         let row = row(Answer::Number("5".into()));
         let text = "Answer: 5";
         let completions = [[Some(0.5)], [None], [Some(f32::NAN)]];

@@ -5,7 +5,7 @@ use super::accuracy::{self, Gold};
 use super::clean::clean;
 use super::format::{self, FlagShape};
 use super::spec::{Against, Gate, LengthUnit, RewardSpec};
-use super::{Group, RewardError, Rewards, Scored, Unknown, Verdict, extract, terms, thinking};
+use super::{Group, RewardError, Rewards, Scored, Unknown, Verdict, extract, remote, terms, thinking};
 
 /// A score above this is a success wherever a term asks only whether an answer is right.
 const SUCCESS: f32 = 0.5;
@@ -128,7 +128,10 @@ fn term(
                 })
                 .collect()
         }
-        RewardSpec::External(_) => {
+        RewardSpec::Checker(s) if s.judge.is_none() => {
+            each(&|text| remote::judge::local(group.row, extract::thinking(text, s.extract), s))
+        }
+        RewardSpec::Checker(_) | RewardSpec::Judge(_) | RewardSpec::Process(_) | RewardSpec::Http(_) => {
             let index = *external;
             *external += 1;
             group.completions.iter().map(|c| c.external.get(index).copied().flatten()).collect()

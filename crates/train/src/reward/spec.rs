@@ -1,11 +1,15 @@
 //! The rewards of a recipe: one entry per term, with its weight, its gate and its options.
 //! Declares and checks; computes nothing. Cost: none.
 
+use foveate_tasks::row::Row;
 use serde::{Deserialize, Serialize};
 
 use super::accuracy::VerifyOptions;
+use super::checker::Grades;
 use super::extract::Extract;
 use super::format::Form;
+use super::remote::chat::{self, ChatSpec};
+use super::remote::judge::Criterion;
 use super::{Compat, RewardError};
 
 /// One term of the total reward.
@@ -33,8 +37,14 @@ pub enum RewardSpec {
     Repetition(RepetitionSpec),
     /// Length close to that of the group's correct answers.
     Dylr(DylrSpec),
-    /// A score that comes from outside: a judge, a plug-in process, an HTTP endpoint.
-    External(ExternalSpec),
+    /// Low, medium or high: how well the reasoning agrees with what the picture shows. By shared words, or by a judge.
+    Checker(CheckerSpec),
+    /// Marks of a language model behind an OpenAI-style endpoint.
+    Judge(JudgeSpec),
+    /// A score from a process of your own that speaks JSON lines.
+    Process(ProcessSpec),
+    /// A score from an HTTP endpoint of your own.
+    Http(HttpSpec),
 }
 
 /// When a term counts in full.
@@ -202,11 +212,88 @@ spec! {
     }
 }
 
+/// What happens where a judge fails.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Fallback {
+    /// The reward is unknown.
+    #[default]
+    Unknown,
+    /// The grade by shared words takes its place.
+    Local,
+}
+
 spec! {
-    /// Settings of `external`.
-    ExternalSpec {
-        /// Name under which the score arrives and is logged.
-        name: String = String::new(),
+    /// Settings of `checker`.
+    CheckerSpec {
+        /// The language model that grades; without it the grade comes from words shared with `against`.
+        judge: Option<ChatSpec> = None,
+        /// Where the judge fails.
+        fallback: Fallback = Fallback::Unknown,
+        /// What the local grade compares with.
+        against: Against = Against::Facts,
+        /// What ends the reasoning: the same place where `accuracy` finds the answer.
+        extract: Extract = Extract::Flag,
+        /// What each grade is worth.
+        grades: Grades = Grades::default(),
+        /// As published: the first of the three words found anywhere counts, no word is low.
+        compat: Option<Compat> = None,
+    }
+}
+
+spec! {
+    /// Settings of `judge`.
+    JudgeSpec {
+        /// Name under which the score is logged.
+        name: String = "judge".to_string(),
+        /// The language model.
+        chat: ChatSpec = ChatSpec::default(),
+        /// What is marked from 0 to 100; the reward is the mean over 100.
+        criteria: Vec<Criterion> = Criterion::ALL.to_vec(),
+    }
+}
+
+spec! {
+    /// Settings of `process`.
+    ProcessSpec {
+        /// Name under which the score is logged.
+        name: String = "process".to_string(),
+        /// Program and arguments; started once, in the recipe's folder. See docs/rewards.md for what it reads and says.
+        command: Vec<String> = Vec::new(),
+        /// Seconds per question until the plug-in is killed.
+        timeout_secs: f64 = 60.0,
+        /// How often it may be started again after it hung or died.
+        restarts: u32 = 3,
+    }
+}
+
+spec! {
+    /// Settings of `http`.
+    HttpSpec {
+        /// Name under which the score is logged.
+        name: String = "http".to_string(),
+        /// Where questions are posted; plain `http://`.
+        url: String = String::new(),
+        /// Environment variable that holds a bearer token, if one is needed.
+        key_variable: Option<String> = None,
+        /// Questions under way at a time.
+        concurrency: usize = 4,
+        /// Seconds until a request is given up.
+        timeout_secs: f64 = 60.0,
+        /// Attempts per question.
+        attempts: u32 = 3,
+        /// Seconds before the second attempt; doubled before each further one.
+        backoff_secs: f64 = 1.0,
+    }
+}
+
+impl CheckerSpec {
+    /// The text that a local grade compares with.
+    pub fn reference<'a>(&self, row: &'a Row) -> &'a str {
+        match self.against {
+            Against::Facts if !row.facts.trim().is_empty() => &row.facts,
+            _ => &row.rationale,
+        }
     }
 }
 
@@ -223,7 +310,10 @@ impl RewardSpec {
             RewardSpec::Overlong(s) => (s.weight, s.gate),
             RewardSpec::Repetition(s) => (s.weight, s.gate),
             RewardSpec::Dylr(s) => (s.weight, s.gate),
-            RewardSpec::External(s) => (s.weight, s.gate),
+            RewardSpec::Checker(s) => (s.weight, s.gate),
+            RewardSpec::Judge(s) => (s.weight, s.gate),
+            RewardSpec::Process(s) => (s.weight, s.gate),
+            RewardSpec::Http(s) => (s.weight, s.gate),
         }
     }
 
@@ -250,13 +340,25 @@ impl RewardSpec {
             RewardSpec::Overlong(_) => "overlong",
             RewardSpec::Repetition(_) => "repetition",
             RewardSpec::Dylr(_) => "dylr",
-            RewardSpec::External(s) => &s.name,
+            RewardSpec::Checker(_) => "checker",
+            RewardSpec::Judge(s) => &s.name,
+            RewardSpec::Process(s) => &s.name,
+            RewardSpec::Http(s) => &s.name,
         }
     }
 
     /// Whether the term rewards shape.
     pub fn is_format(&self) -> bool {
         matches!(self, RewardSpec::FormatTags(_) | RewardSpec::FormatFlag(_) | RewardSpec::FormatBox(_))
+    }
+
+    /// Whether the score comes from a process or from the network.
+    pub fn is_outside(&self) -> bool {
+        match self {
+            RewardSpec::Judge(_) | RewardSpec::Process(_) | RewardSpec::Http(_) => true,
+            RewardSpec::Checker(checker) => checker.judge.is_some(),
+            _ => false,
+        }
     }
 
     /// Applies a recipe's `compat` to terms that do not set their own.
@@ -266,6 +368,7 @@ impl RewardSpec {
             | RewardSpec::FormatTags(FormatTagsSpec { compat: own, .. })
             | RewardSpec::FormatFlag(FormatFlagSpec { compat: own, .. })
             | RewardSpec::FormatBox(FormatBoxSpec { compat: own, .. })
+            | RewardSpec::Checker(CheckerSpec { compat: own, .. })
             | RewardSpec::ThinkingF1(ThinkingSpec { compat: own, .. }) => {
                 own.get_or_insert(compat);
             }
@@ -279,7 +382,10 @@ pub fn check(specs: &[RewardSpec]) -> Result<(), RewardError> {
     for (index, spec) in specs.iter().enumerate() {
         let name = spec.name();
         if name.is_empty() {
-            return Err(RewardError::Option { option: "name", why: "an external reward needs a name" });
+            return Err(RewardError::Option { option: "name", why: "must not be empty" });
+        }
+        if !name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_' || c == '-') {
+            return Err(RewardError::Option { option: "name", why: "holds letters, digits, _ and - only" });
         }
         if specs[..index].iter().any(|other| other.name() == name) {
             return Err(RewardError::Twice { name: name.to_string() });
@@ -306,8 +412,27 @@ pub fn check(specs: &[RewardSpec]) -> Result<(), RewardError> {
         if needs_accuracy && !specs.iter().any(|s| matches!(s, RewardSpec::Accuracy(_))) {
             return Err(RewardError::Gate { name: name.to_string(), needs: "accuracy" });
         }
-        if let RewardSpec::Accuracy(accuracy) = spec {
-            accuracy.verify.check()?;
+        let refuse = |option: &'static str| move |why: &'static str| RewardError::Option { option, why };
+        match spec {
+            RewardSpec::Accuracy(accuracy) => accuracy.verify.check()?,
+            RewardSpec::Checker(CheckerSpec { judge: Some(chat), .. }) => chat.check().map_err(refuse("judge"))?,
+            RewardSpec::Judge(judge) => {
+                judge.chat.check().map_err(refuse("chat"))?;
+                if judge.criteria.is_empty() {
+                    return Err(refuse("criteria")("needs at least one of accuracy, logic, format, fluency"));
+                }
+            }
+            RewardSpec::Process(process) => {
+                chat::limits(1, process.timeout_secs, 1, 0.0).map_err(refuse("timeout_secs"))?;
+                if process.command.is_empty() {
+                    return Err(refuse("command")("is a list such as [\"python3\", \"reward.py\"]"));
+                }
+            }
+            RewardSpec::Http(http) => {
+                chat::limits(http.concurrency, http.timeout_secs, http.attempts, http.backoff_secs)
+                    .map_err(refuse("http"))?;
+            }
+            _ => {}
         }
     }
     Ok(())
@@ -352,7 +477,12 @@ mod tests {
         assert!(matches!(bad("rewards = [ { kind = 'accuracy', gate = 'format' } ]"), RewardError::Gate { .. }));
         assert!(matches!(bad("rewards = [ { kind = 'length' } ]"), RewardError::Gate { .. }));
         assert!(matches!(bad("rewards = [ { kind = 'steps' }, { kind = 'steps' } ]"), RewardError::Twice { .. }));
-        assert!(matches!(bad("rewards = [ { kind = 'external' } ]"), RewardError::Option { .. }));
+        assert!(matches!(bad("rewards = [ { kind = 'process' } ]"), RewardError::Option { option: "command", .. }));
+        let slash = "rewards = [ { kind = 'http', name = '../x', url = 'http://x' } ]";
+        assert!(matches!(bad(slash), RewardError::Option { option: "name", .. }));
+        assert!(matches!(bad("rewards = [ { kind = 'judge' } ]"), RewardError::Option { option: "chat", .. }));
+        let hasty = "rewards = [ { kind = 'checker', judge = { url = 'http://x', model = 'm', timeout_secs = 0 } } ]";
+        assert!(matches!(bad(hasty), RewardError::Option { option: "judge", .. }));
         let cosine = "rewards = [ { kind = 'accuracy', verify = { number = { cosine = [0.2, 0.1] } } } ]";
         assert!(matches!(bad(cosine), RewardError::Option { .. }));
     }

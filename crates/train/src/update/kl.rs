@@ -14,7 +14,7 @@ pub struct KlSpec {
     /// Which estimate. `k3` for comparability with the published systems, `k2` where beta is meant as a real
     /// constraint: its gradient is that of KL(policy, reference).
     pub estimator: Estimator,
-    /// Added to the loss, or subtracted from the reward before advantages are made.
+    /// Added to the loss, subtracted from the reward before advantages are made, or from each token's advantage.
     #[serde(rename = "where")]
     pub place: Place,
     /// How beta moves.
@@ -80,6 +80,8 @@ pub enum Place {
     Loss,
     /// Into the reward of the whole answer.
     Reward,
+    /// Into the advantage of each token: a token answers for the distance of what follows it, not of what came before.
+    Tokens,
 }
 
 /// How beta moves.

@@ -5,13 +5,18 @@
 use thiserror::Error;
 
 pub mod advantage;
+pub mod assemble;
+pub mod credit;
 pub mod difficulty;
 pub mod entropy;
 pub mod kl;
 mod knob;
+pub mod mask;
 pub mod mismatch;
+pub mod mix;
 pub mod pack;
 pub mod reduction;
+pub mod replay;
 pub mod rule;
 pub mod rules;
 pub mod selector;
@@ -49,6 +54,9 @@ pub enum UpdateError {
     /// An answer without tokens.
     #[error("an answer has no tokens")]
     EmptyAnswer,
+    /// A memorised group without a reference target.
+    #[error("a group is to be memorised, but its row has no target")]
+    MissingTarget,
     /// An image feature outside of its prompt.
     #[error("an image feature is placed at token {at} of a prompt of {len} tokens")]
     Placement {
@@ -73,6 +81,7 @@ impl UpdateError {
             UpdateError::Column { .. } => "run the model over the same batch that was packed",
             UpdateError::EmptyPrompt => "the chat template rendered nothing; check the prompt settings",
             UpdateError::EmptyAnswer => "an answer holds at least its end token; check the target template",
+            UpdateError::MissingTarget => "give rows a rationale or an answer, or use selector.kind = \"never\"",
             UpdateError::Placement { .. } => "placements and ids must come from the same rendering",
             UpdateError::NonFinite { .. } => "check the rewards of the batch",
         }

@@ -1,7 +1,12 @@
-//! How much a group counts, given how many of its answers are right: the weights of ODSW and the expected use of a
-//! group (methods 1.13, 5.1). Source: VL-Cogito, arXiv 2507.22607. Plain numbers. Cost: none.
+//! What to do about questions that are too hard or too easy: weights per group (ODSW), gates that refill a step, pools
+//! of questions, and starts part of the way through a solution (methods 1.13, 5.1, 5.3). Sources: VL-Cogito,
+//! arXiv 2507.22607; DAPO, arXiv 2503.14476; R3, arXiv 2402.05808. Plain numbers and keyed draws. Cost: none.
 
 use std::f64::consts::PI;
+
+pub mod gate;
+pub mod pools;
+pub mod start_state;
 
 use serde::{Deserialize, Serialize};
 

@@ -1,135 +1,28 @@
-//! From what was typed to what the program uses: every default is decided here, every path checked, every row of data
-//! counted; nothing optional is left that has no meaning.
-//! Serialises back into a recipe: the `recipe.toml` of a run's folder says in full what was run.
-//! Cost: opening the data once.
+//! Decides every default of a recipe and refuses settings that do not fit together.
+//! Knows the settings of every room; looks at data only to count it and through `check`. Cost: opening the data once.
 
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use foveate_model::{Precision, Trainable, peft};
-use serde::Serialize;
+use foveate_model::{Trainable, peft};
 
-use crate::ask::{AskConfig, TargetConfig};
-use crate::checkpoint::CheckpointConfig;
-use crate::checkpoint::crc32c::crc32c;
-use crate::data::{self, Sources};
+use super::check;
+use super::{Run, Stage, Start, TestData};
+use crate::data;
 use crate::error::TrainError;
-use crate::eval::EvalConfig;
 use crate::lora::LoraConfig;
 use crate::optim::OptimSpec;
 use crate::recipe::parse::RecipeError;
 use crate::recipe::{ModelRef, RawRecipe, RawStage, Reference};
-use crate::report::ReportConfig;
-use crate::reward::{RewardSpec, Rewards, Unknown};
+use crate::reward::{RewardSpec, Rewards};
 use crate::rollout::SamplingConfig;
 use crate::source::{self, ModelSource};
+use crate::update::difficulty::GroupWeight;
+use crate::update::difficulty::start_state::StartKind;
+use crate::update::kl::Place;
 use crate::update::mismatch::MismatchMode;
+use crate::update::mix::MixKind;
 use crate::update::selector::SelectorKind;
-use crate::update::{AdvantageSpec, RuleKind, RuleSpec, SelectorSpec};
-
-/// A run, resolved.
-#[derive(Clone, Debug, Serialize)]
-pub struct Run {
-    /// Names the run.
-    pub name: String,
-    /// Key of all randomness.
-    pub seed: u64,
-    /// Where it starts.
-    pub model: ModelRef,
-    /// Where it computes.
-    pub device: String,
-    /// Number type of matrix operands.
-    pub precision: Precision,
-    /// Adapters that learn in the place of the weights.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub lora: Option<LoraConfig>,
-    /// Test suites.
-    pub data: TestData,
-    /// Evaluation before and after.
-    pub eval: EvalConfig,
-    /// When checkpoints are written.
-    pub checkpoint: CheckpointConfig,
-    /// What is written down.
-    pub report: ReportConfig,
-    /// How rows are put to the model in evaluations, and in stages that say nothing else.
-    pub prompt: AskConfig,
-    /// The stages, in order.
-    pub stage: Vec<Stage>,
-    /// The recipe's folder: relative paths start there.
-    #[serde(skip)]
-    pub base: PathBuf,
-}
-
-/// Suites of a resolved run; training data stands in the stages.
-#[derive(Clone, Debug, Serialize)]
-pub struct TestData {
-    /// Suites by name.
-    pub test: BTreeMap<String, Sources>,
-}
-
-/// A stage, resolved.
-#[derive(Clone, Debug, Serialize)]
-pub struct Stage {
-    /// Names the stage in logs.
-    pub name: String,
-    /// What it learns from.
-    pub data: Sources,
-    /// Weights it starts from.
-    pub start: Start,
-    /// Frozen model of the KL term, if there is one.
-    pub reference: Reference,
-    /// Steps to be made.
-    pub steps: u64,
-    /// How a row is put to the model.
-    pub prompt: AskConfig,
-    /// What a supervised or memorised answer looks like.
-    pub target: TargetConfig,
-    /// Questions of one step.
-    pub questions_per_step: u32,
-    /// Answers per question; 1 in supervised stages.
-    pub answers_per_question: u32,
-    /// Optimiser steps per step.
-    pub updates: u32,
-    /// Packed tokens of one forward pass.
-    pub tokens_per_batch: usize,
-    /// How answers are drawn.
-    pub sampling: SamplingConfig,
-    /// Terms of the reward.
-    pub rewards: Vec<RewardSpec>,
-    /// What happens to an answer with an unknown reward.
-    pub unknown: Unknown,
-    /// From rewards to advantages.
-    pub advantage: AdvantageSpec,
-    /// Explore, memorise or skip.
-    pub selector: SelectorSpec,
-    /// The update rule.
-    pub rule: RuleSpec,
-    /// Optimiser and schedule.
-    pub optim: OptimSpec,
-    /// Which parts learn.
-    pub train: Trainable,
-}
-
-/// Weights that a stage starts from.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Start {
-    /// What the stage before left, or the run's model.
-    Previous,
-    /// The run's model.
-    Base,
-    /// A folder.
-    Folder(PathBuf),
-}
-
-impl Serialize for Start {
-    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        match self {
-            Start::Previous => serializer.serialize_str("previous"),
-            Start::Base => serializer.serialize_str("base"),
-            Start::Folder(path) => serializer.serialize_str(&path.to_string_lossy()),
-        }
-    }
-}
+use crate::update::{RuleKind, RuleSpec, SelectorSpec};
 
 /// Packed tokens of one forward pass, unless the recipe says otherwise: fills two to sixteen cores and stays within a
 /// few hundred megabytes for a small model.
@@ -167,9 +60,12 @@ pub fn resolve(file: &Path, raw: RawRecipe) -> Result<Run, TrainError> {
     }
     let seed = raw.seed.unwrap_or(0);
     let prompt = raw.prompt.clone().unwrap_or_default();
-    let mut stages = Vec::with_capacity(raw.stage.len());
+    let mut stages: Vec<Stage> = Vec::with_capacity(raw.stage.len());
+    let mut remarks = Vec::new();
     for (index, stage) in raw.stage.iter().enumerate() {
-        stages.push(resolve_stage(file, &base, &raw, stage, index, seed)?);
+        let earlier: Vec<&str> = stages.iter().map(|stage| stage.name.as_str()).collect();
+        let stage = resolve_stage(file, &base, &raw, stage, index, seed, &earlier, &mut remarks)?;
+        stages.push(stage);
     }
     let mut names: Vec<&str> = stages.iter().map(|stage| stage.name.as_str()).collect();
     names.sort_unstable();
@@ -199,13 +95,14 @@ pub fn resolve(file: &Path, raw: RawRecipe) -> Result<Run, TrainError> {
         device,
         precision: raw.precision.unwrap_or_default(),
         lora: raw.lora,
-        data: TestData { test: raw.data.test },
+        data: TestData { test: raw.data.test, allow_overlap: raw.data.allow_overlap },
         eval,
         checkpoint,
         report: raw.report.unwrap_or_default(),
         prompt,
         stage: stages,
         base,
+        remarks,
     })
 }
 
@@ -216,12 +113,17 @@ fn resolve_stage(
     stage: &RawStage,
     index: usize,
     seed: u64,
+    earlier: &[&str],
+    remarks: &mut Vec<String>,
 ) -> Result<Stage, TrainError> {
     let name = stage.name.clone().unwrap_or_else(|| format!("stage-{}", index + 1));
     let wrong = |message: String, hint: &str| -> TrainError {
         RecipeError::new(file, format!("stage \"{name}\": {message}"), hint.to_string()).into()
     };
     check_name(&name).map_err(|message| wrong(message, "use letters, digits, - and _"))?;
+    if ["previous", "base", "none"].contains(&name.as_str()) {
+        return Err(wrong("this name means something else where stages start".into(), "choose another name"));
+    }
 
     macro_rules! shared {
         ($field:ident) => {
@@ -234,8 +136,12 @@ fn resolve_stage(
     optim.check()?;
     let supervised = rule.kind == RuleKind::Sft;
     let data = stage.data.clone().or_else(|| raw.data.train.clone());
-    let data = data.ok_or_else(|| wrong("it has no data".into(), "set data.train, or data in the stage"))?;
-    let rows = data::open(&data, base, seed)?;
+    let mut data = data.ok_or_else(|| wrong("it has no data".into(), "set data.train, or data in the stage"))?;
+    if let Some(format) = stage.format {
+        data.0.iter_mut().for_each(|source| source.format = format);
+    }
+    let (skip, take) = (stage.skip.unwrap_or_default(), stage.take.unwrap_or_default());
+    let rows = data::open(&data, base, seed)?.select(skip, take, seed)?;
     let questions_per_step = shared!(questions_per_step).unwrap_or(if supervised { 32 } else { 16 });
     let answers_per_question = if supervised { 1 } else { shared!(answers_per_question).unwrap_or(8) };
     let updates = if supervised { 1 } else { shared!(updates).unwrap_or(1) };
@@ -277,7 +183,7 @@ fn resolve_stage(
             return Err(wrong("sampling.temperature is 0: all answers of a group would be equal".into(), "1 is usual"));
         }
     }
-    let mut rewards = if supervised { Vec::new() } else { shared!(rewards).unwrap_or_default() };
+    let mut rewards: Vec<RewardSpec> = if supervised { Vec::new() } else { shared!(rewards).unwrap_or_default() };
     if !supervised && rewards.is_empty() {
         return Err(wrong("it has no rewards".into(), "add rewards = [ { kind = \"accuracy\" } ]"));
     }
@@ -286,24 +192,20 @@ fn resolve_stage(
     }
     let unknown = shared!(unknown).unwrap_or_default();
     let checked = Rewards::new(rewards.clone(), unknown, sampling.max_new_tokens as usize)?;
-    if !supervised {
-        // A gold that its verifier cannot read would score every answer zero.
-        for index in 0..rows.len().min(CHECKED_ROWS) {
-            checked.check_row(&rows.text_row(index), None)?;
-        }
-    }
     let start = match stage.start.as_deref() {
         None | Some("previous") => Start::Previous,
         Some("base") => Start::Base,
+        Some(name) if earlier.contains(&name) => Start::Stage(name.to_string()),
         Some(folder) => {
             let found = source::find(base, folder).map_err(|error| {
                 let hint = error.hint().unwrap_or_default();
-                wrong(format!("start = \"{folder}\" is neither previous, base nor a model: {error}"), &hint)
+                let what = "is neither previous, base, an earlier stage nor a model";
+                wrong(format!("start = \"{folder}\" {what}: {error}"), &hint)
             })?;
             if raw.lora.is_some() && found.adapter.is_none() {
                 return Err(wrong(
                     format!("start = \"{folder}\" is a whole model, and this run learns adapters"),
-                    "with [lora] a stage starts from previous, base or the folder of an adapter",
+                    "with [lora] a stage starts from previous, base, an earlier stage or the folder of an adapter",
                 ));
             }
             Start::Folder(PathBuf::from(folder))
@@ -320,23 +222,50 @@ fn resolve_stage(
         return Err(wrong("none of the parts that have adapters is trained".into(), "compare [lora] with train"));
     }
     let selector: SelectorSpec = shared!(selector).unwrap_or_default();
-    if selector.kind == SelectorKind::Replay {
-        return Err(wrong(
-            "the selector `replay` cannot be run yet".into(),
-            "use never, any_correct, threshold or anneal",
-        ));
-    }
     if rule.mismatch.mode != MismatchMode::Off {
         return Err(wrong(
             "rule.mismatch corrects for a foreign sampler, and there is none".into(),
             "leave it out: the weights that sample are the weights that train",
         ));
     }
-    Ok(Stage {
+    let reference = stage.reference.unwrap_or_default();
+    if reference == Reference::None && rule.kl.needs_reference() {
+        return Err(wrong(
+            "reference = \"none\", but its rule has a KL term".into(),
+            "set rule.kl = 0, or name a reference",
+        ));
+    }
+    let until = stage.until.clone();
+    if let Some(until) = &until {
+        until
+            .check()
+            .map_err(|problem| wrong(problem.into(), "until = { at_least = 0.9, window = 20 }, for example"))?;
+    }
+    // What only sampled answers can have: shared settings pass supervised stages by, a stage's own are a mistake.
+    let own = [
+        ("dynamic", stage.dynamic.is_some()),
+        ("pools", stage.pools.is_some()),
+        ("replay", stage.replay.is_some()),
+        ("mix", stage.mix.is_some()),
+        ("start_state", stage.start_state.is_some()),
+        ("refiner", stage.refiner.is_some()),
+    ];
+    if let Some((key, _)) = own.iter().find(|(_, given)| supervised && *given) {
+        return Err(wrong(format!("`{key}` needs sampled answers, and this stage is supervised"), "leave it out here"));
+    }
+    macro_rules! sampled {
+        ($field:ident) => {
+            if supervised { None } else { shared!($field) }
+        };
+    }
+    let stage = Stage {
         data,
+        skip,
+        take,
         start,
-        reference: stage.reference.unwrap_or_default(),
+        reference,
         steps,
+        until,
         prompt: shared!(prompt).unwrap_or_default(),
         target: shared!(target).unwrap_or_default(),
         questions_per_step,
@@ -346,17 +275,104 @@ fn resolve_stage(
         sampling,
         rewards,
         unknown,
+        max_unknown: shared!(max_unknown).unwrap_or_default(),
         advantage: shared!(advantage).unwrap_or_default(),
         selector,
         rule,
         optim,
         train,
-        name,
-    })
+        dynamic: sampled!(dynamic),
+        pools: sampled!(pools),
+        replay: sampled!(replay),
+        mix: sampled!(mix).filter(|mix| mix.kind != MixKind::None),
+        start_state: sampled!(start_state).filter(|start| start.kind != StartKind::None),
+        refiner: sampled!(refiner),
+        name: name.clone(),
+    };
+    if !supervised {
+        combine(&stage).map_err(|(message, hint)| wrong(message, &hint))?;
+        if let Some(mix) = &stage.mix {
+            data::open(mix.data.as_ref().unwrap_or(&stage.data), base, seed)?;
+        }
+        let found = check::stage(&stage, &checked, &rows)?.map_err(|(message, hint)| wrong(message, &hint))?;
+        remarks.extend(found.into_iter().map(|remark| format!("stage {name}: {remark}")));
+    }
+    Ok(stage)
 }
 
-/// Rows whose answers are checked before a run starts; the rest is checked when it is used.
-const CHECKED_ROWS: usize = 256;
+/// Refuses parts that are sound alone and cannot work together. Gives what is wrong, and a hint.
+fn combine(stage: &Stage) -> Result<(), (String, String)> {
+    let refuse = |message: &str, hint: &str| Err((message.to_string(), hint.to_string()));
+    let own = |problem: &str| (problem.to_string(), "see docs/methods for the setting".to_string());
+    stage.max_unknown.check().map_err(own)?;
+    stage.dynamic.as_ref().map_or(Ok(()), |dynamic| dynamic.check()).map_err(own)?;
+    stage.pools.as_ref().map_or(Ok(()), |pools| pools.check()).map_err(own)?;
+    stage.replay.as_ref().map_or(Ok(()), |replay| replay.check()).map_err(own)?;
+    stage.mix.as_ref().map_or(Ok(()), |mix| mix.check()).map_err(own)?;
+    let selects = stage.selector.kind;
+    let has_accuracy = stage.rewards.iter().any(|reward| matches!(reward, RewardSpec::Accuracy(_)));
+    if !has_accuracy {
+        let needs = [
+            ("the selector", matches!(selects, SelectorKind::AnyCorrect | SelectorKind::Replay)),
+            ("dynamic sampling", stage.dynamic.as_ref().is_some_and(|dynamic| dynamic.enabled)),
+            ("pools", stage.pools.is_some()),
+            ("advantage.weight", stage.advantage.weight != GroupWeight::None),
+        ];
+        if let Some((part, _)) = needs.iter().find(|(_, used)| *used) {
+            return refuse(
+                &format!("{part} looks at the accuracy, and there is no such reward"),
+                "add { kind = \"accuracy\" }",
+            );
+        }
+    }
+    if stage.dynamic.as_ref().is_some_and(|dynamic| dynamic.drops_failed()) && selects != SelectorKind::Never {
+        return refuse(
+            "dynamic sampling drops the failed groups that the selector would memorise",
+            "set dynamic.lo = -1 to keep them, or selector.kind = \"never\"",
+        );
+    }
+    if stage.replay.is_some() && selects != SelectorKind::Never {
+        return refuse(
+            "replay learns from answers alone, and the selector puts targets in their place",
+            "set selector.kind = \"never\", or leave replay out",
+        );
+    }
+    if stage.replay.is_some() && stage.rule.kl.place == Place::Tokens && stage.needs_reference() {
+        return refuse(
+            "replay keeps one advantage per answer, and rule.kl.where = \"tokens\" makes one per token",
+            "set rule.kl.where = \"loss\"",
+        );
+    }
+    if stage.refiner.is_some() && selects == SelectorKind::Never {
+        return refuse(
+            "the refiner writes targets, and the selector \"never\" uses none",
+            "set selector.kind = \"any_correct\", or leave the refiner out",
+        );
+    }
+    if let Some(refiner) = &stage.refiner {
+        if let Some(chat) = &refiner.writer {
+            chat.check()
+                .map_err(|problem| (format!("refiner.writer: {problem}"), "see docs/methods/dyme.md".to_string()))?;
+        }
+        let judged = stage
+            .rewards
+            .iter()
+            .any(|reward| matches!(reward, RewardSpec::Checker(checker) if checker.judge.is_some()));
+        if refiner.learn_template && !(judged && refiner.writer.is_some()) {
+            return refuse(
+                "refiner.learn_template needs a language model that writes and one that grades",
+                "set refiner.writer, and add { kind = \"checker\", judge = { .. } } to the rewards",
+            );
+        }
+    }
+    if stage.start_state.is_some() && !stage.target.has_rationale() {
+        return refuse(
+            "start_state gives the beginning of the reasoning, and target.template has none",
+            "set target.template = \"cot\" or \"tags\"",
+        );
+    }
+    Ok(())
+}
 
 fn check_name(name: &str) -> Result<(), String> {
     let fine = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
@@ -379,33 +395,4 @@ fn check_adapter(source: &ModelSource, lora: Option<&LoraConfig>) -> Result<(), 
     let (was, is) =
         (told(found.rank, found.alpha, found.rank_stabilised), told(lora.rank, lora.alpha, lora.rank_stabilised));
     if was == is { Ok(()) } else { Err(wrong(format!("the adapter has {was}; [lora] says {is}"))) }
-}
-
-impl Stage {
-    /// Whether it learns from given targets instead of sampled answers.
-    pub fn is_supervised(&self) -> bool {
-        self.rule.kind == RuleKind::Sft
-    }
-
-    /// Whether its loss or rewards need a frozen model.
-    pub fn needs_reference(&self) -> bool {
-        self.rule.kl.needs_reference()
-    }
-}
-
-impl Run {
-    /// The resolved recipe as TOML.
-    pub fn to_toml(&self) -> String {
-        toml::to_string(self).expect("a resolved run is plain data")
-    }
-
-    /// Checksum of everything that a resumed run must share with the run it continues.
-    pub fn fingerprint(&self) -> u32 {
-        crc32c(self.to_toml().as_bytes())
-    }
-
-    /// Steps of all stages.
-    pub fn num_steps(&self) -> u64 {
-        self.stage.iter().map(|stage| stage.steps).sum()
-    }
 }
