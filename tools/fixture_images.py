@@ -119,6 +119,8 @@ def make_decode(folder: Path) -> None:
         exif[0x0112] = orientation
         add(f"turned_{orientation}.jpg", smooth, quality=95, subsampling=0, exif=exif)
     add("grey.jpg", smooth.convert("L"), quality=95)
+    # Levels inverted, as Adobe writes them and Pillow too.
+    add("cmyk.jpg", smooth.convert("CMYK"), quality=95)
     exif = Image.Exif()
     exif[0x0112] = 6
     add("turned_6.png", colour, exif=exif)

@@ -252,10 +252,15 @@ def optimizer(ops: Ops) -> None:
     ops.save("clip", tensors, "max_norm 1.0; torch divides by norm + 1e-6")
 
 
+def layer_scale(ops: Ops) -> None:
+    inputs = {"branch": ops.draw(7, 48), "scale": ops.draw(48, scale=0.3), "stream": ops.draw(7, 48)}
+    ops.save("layer_scale", ops.pair(lambda branch, scale, stream: scale * branch + stream, inputs), "row by row")
+
+
 def make_ops(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for index, make in enumerate(
-        [norms, linear, rope, attention, activations, images, embedding, head, optimizer]
+        [norms, linear, rope, attention, activations, images, embedding, head, optimizer, layer_scale]
     ):
         make(Ops(folder, 1000 + index))
     position_ids(folder)

@@ -1,4 +1,4 @@
-"""Makes every committed fixture anew: `python tools/make_fixtures.py [PART ..]`, parts: models parity families
+"""Makes every committed fixture anew: `python tools/make_fixtures.py [PART ..]`, parts: models parity families towers
 ops pictures templates.
 
 Python is the oracle here and nowhere else: building, testing and running foveate never calls it. Needs torch,
@@ -49,6 +49,14 @@ def main() -> None:
             make(FIXTURES / "models" / name)
             make_family_parity(name, FIXTURES / "models", FIXTURES / "images", FIXTURES / "parity")
             print("family", name)
+    if chosen("towers"):
+        from fixture_towers import TOWERS, make_tiles, make_tower_parity
+
+        for name, make in TOWERS.items():
+            make(FIXTURES / "models" / name)
+            make_tower_parity(name, FIXTURES / "models", FIXTURES / "images", FIXTURES / "parity")
+            print("tower", name)
+        make_tiles(FIXTURES / "tiles")
     if chosen("ops"):
         from fixture_ops import make_ops
 

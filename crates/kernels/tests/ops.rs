@@ -12,6 +12,7 @@ use foveate_kernels::cpu::embed::{
 };
 use foveate_kernels::cpu::head_norm::{NormedHeads, head_norm, head_norm_backward};
 use foveate_kernels::cpu::interpolate::{Interpolation, interpolate_positions, interpolate_positions_backward};
+use foveate_kernels::cpu::layer_scale::{layer_scale, layer_scale_backward};
 use foveate_kernels::cpu::norm::{layer_norm, layer_norm_backward, rms_norm, rms_norm_backward};
 use foveate_kernels::cpu::pixel_shuffle::{im2col, pixel_shuffle, pixel_shuffle_backward};
 use foveate_kernels::cpu::rope::{RopeTable, rope};
@@ -123,6 +124,39 @@ fn norms() {
             layer::<f32>(rows, d);
             layer::<bf16>(rows, d);
         }
+    }
+}
+
+fn scaled_branch<E: Element>(rows: usize, d: usize) {
+    let (branch, scale) = (values::<E>(21, rows * d), values::<f32>(22, d));
+    let (stream, dy) = (values::<f32>(23, rows * d), values::<f32>(24, rows * d));
+    let (y, d_branch, d_scale) = same_in_every_pool("layer_scale", || {
+        let mut y = stream.clone();
+        layer_scale(&branch, &scale, &mut y);
+        let (mut d_branch, mut d_scale) = (vec![E::default(); rows * d], vec![1.0; d]);
+        layer_scale_backward(&dy, &branch, &scale, &mut d_branch, Some(&mut d_scale));
+        let mut frozen = vec![E::default(); rows * d];
+        layer_scale_backward(&dy, &branch, &scale, &mut frozen, None);
+        assert_eq!(bits(&frozen), bits(&d_branch));
+        (y, d_branch, d_scale)
+    });
+    let (branch, scale, stream, dy) = (wide(&branch), wide(&scale), wide(&stream), wide(&dy));
+    check("layer_scale", &y, &reference::layer_scale::layer_scale(&branch, &scale, &stream), 1e-6);
+    if rows * d > 2000 {
+        return;
+    }
+    let by_branch = finite_differences(&branch, |b| dot(&reference::layer_scale::layer_scale(b, &scale, &stream), &dy));
+    let by_scale = finite_differences(&scale, |s| dot(&reference::layer_scale::layer_scale(&branch, s, &stream), &dy));
+    check("layer_scale d_branch", &d_branch, &by_branch, 2e-6);
+    // The gradient was added to ones.
+    check("layer_scale d_scale", &d_scale, &by_scale.iter().map(|g| g + 1.0).collect::<Vec<_>>(), 2e-6);
+}
+
+#[test]
+fn layer_scales() {
+    for (rows, d) in [(1, 8), (3, 48), (5, 33), (2, 1), (200, 72)] {
+        scaled_branch::<f32>(rows, d);
+        scaled_branch::<bf16>(rows, d);
     }
 }
 
@@ -281,9 +315,9 @@ fn folding<E: Element>() {
         pixel_shuffle_backward(&y, tiles, h, w, d, factor, &mut back);
         assert_eq!(bits(&back), bits(&x), "a permutation's gradient is its inverse");
     }
-    for (c, h, w, patch) in [(3, 8, 12, 4), (1, 3, 3, 1), (3, 28, 14, 14)] {
+    for (c, h, w, patch) in [(3, 8, 12, 4), (1, 3, 3, 1), (3, 28, 14, 14), (3, 29, 17, 7), (2, 5, 5, 6)] {
         let pixels: Vec<f32> = values::<E>(14, c * h * w).iter().map(|x| x.to_f32()).collect();
-        let mut out = vec![E::default(); pixels.len()];
+        let mut out = vec![E::default(); (h / patch) * (w / patch) * c * patch * patch];
         im2col(&pixels, c, h, w, patch, &mut out);
         assert_eq!(wide(&out), reference::pixel_shuffle::im2col(&wide(&pixels), c, h, w, patch));
     }

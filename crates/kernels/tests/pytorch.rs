@@ -6,6 +6,7 @@ use foveate_kernels::cpu::adamw::{adamw_step, sum_of_squares};
 use foveate_kernels::cpu::attention::{Heads, Rows, attention, attention_backward};
 use foveate_kernels::cpu::embed::{embed, embed_backward};
 use foveate_kernels::cpu::interpolate::{Interpolation, interpolate_positions, interpolate_positions_backward};
+use foveate_kernels::cpu::layer_scale::{layer_scale, layer_scale_backward};
 use foveate_kernels::cpu::norm::{layer_norm, layer_norm_backward, rms_norm, rms_norm_backward};
 use foveate_kernels::cpu::pixel_shuffle::{im2col, pixel_shuffle, pixel_shuffle_backward};
 use foveate_kernels::cpu::rope::{RopeTable, rope};
@@ -74,6 +75,20 @@ fn norms() {
     file.check("dx", &dx, 1e-6);
     file.check("dw", &dw, 1e-6);
     file.check("db", &db, 1e-6);
+}
+
+#[test]
+fn layer_scales() {
+    let file = Fixture::open("layer_scale");
+    let (branch, scale, dy) = (file.floats("branch"), file.floats("scale"), file.floats("dy"));
+    let mut y = file.floats("stream");
+    layer_scale(&branch, &scale, &mut y);
+    file.check("y", &y, 1e-6);
+    file.check("dstream", &dy, 0.0);
+    let (mut d_branch, mut d_scale) = (vec![0f32; branch.len()], vec![0.0; scale.len()]);
+    layer_scale_backward(&dy, &branch, &scale, &mut d_branch, Some(&mut d_scale));
+    file.check("dbranch", &d_branch, 1e-6);
+    file.check("dscale", &d_scale, 1e-6);
 }
 
 #[test]

@@ -86,9 +86,10 @@ impl<'a> Keys<'a> {
             Some("gelu") => Ok(Activation::GeluErf),
             Some("quick_gelu") => Ok(Activation::QuickGelu),
             Some("silu") => Ok(Activation::Silu),
+            Some("relu") => Ok(Activation::Relu),
             Some(other) => Err(self.problem(
                 format!("{}{key} \"{other}\" is not supported", self.prefix),
-                "supported: gelu_pytorch_tanh, gelu, quick_gelu, silu",
+                "supported: gelu_pytorch_tanh, gelu, quick_gelu, silu, relu",
             )),
         }
     }

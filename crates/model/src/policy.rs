@@ -101,6 +101,16 @@ impl Policy {
             });
         }
         let mut policy = Self::declare(&path, &json, precision)?;
+        if policy.decoder().config.tied && safetensors_io::has_own_head(dir)? {
+            // The configuration says tied, by default or by mistake; what is stored counts, as in transformers 5.
+            let mut json = json;
+            for place in ["", "/text_config"] {
+                if let Some(Value::Object(keys)) = json.pointer_mut(place) {
+                    keys.insert("tie_word_embeddings".into(), false.into());
+                }
+            }
+            policy = Self::declare(&path, &json, precision)?;
+        }
         policy.naming = safetensors_io::load(&mut policy.weights, dir, policy.family.namings)?;
         Ok(policy)
     }

@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use foveate_kernels::element::{Element, bf16};
+use foveate_kernels::map::FileMap;
 use half::f16;
 use rayon::prelude::*;
 use safetensors::tensor::{Dtype, SafeTensors, View};
@@ -49,6 +50,22 @@ pub fn weight_files(dir: &Path) -> Result<Vec<PathBuf>, ModelError> {
         return Err(damaged(&index, format!("shard name \"{name}\" leaves the folder")));
     }
     Ok(names.into_iter().map(|name| dir.join(name)).collect())
+}
+
+/// Whether a folder stores a head that differs from the embedding.
+pub fn has_own_head(dir: &Path) -> Result<bool, ModelError> {
+    let mut stored: [Option<(Dtype, Vec<u8>)>; 2] = [None, None];
+    for path in weight_files(dir)? {
+        let bytes = FileMap::open(&path).map_err(|error| damaged(&path, error))?;
+        let file = SafeTensors::deserialize(&bytes).map_err(|error| damaged(&path, error))?;
+        for (name, view) in file.tensors() {
+            let ends = ["lm_head.weight", "embed_tokens.weight"];
+            if let Some(slot) = ends.iter().position(|end| name == *end || name.ends_with(&format!(".{end}"))) {
+                stored[slot] = Some((view.dtype(), view.data().to_vec()));
+            }
+        }
+    }
+    Ok(matches!(stored, [Some(head), Some(embedding)] if head != embedding))
 }
 
 /// Buffers that old versions of `transformers` stored and every version computes.

@@ -9,7 +9,7 @@ use foveate_kernels::cpu::attention::{Heads, Rows};
 use foveate_kernels::cpu::head_norm::{self, NormedHeads};
 use foveate_kernels::cpu::interpolate::{self, Interpolation};
 use foveate_kernels::cpu::rope::RopeTable;
-use foveate_kernels::cpu::{activation, attention, elementwise, embed, norm, pixel_shuffle, rope, sums};
+use foveate_kernels::cpu::{activation, attention, elementwise, embed, layer_scale, norm, pixel_shuffle, rope, sums};
 use foveate_kernels::element::bf16;
 use foveate_kernels::segment::{Queries, Segment};
 
@@ -98,9 +98,12 @@ enum Op<'w> {
     Attention { qkv: Var, heads: Heads, segments: Rc<[Segment]>, lse: Vec<f32> },
     Activation { x: Var, kind: Activation },
     Gated { x: Var, kind: Activation, width: usize },
+    LayerScale { branch: Var, scale: ParamId, stream: Var },
+    AsOperand { x: Var },
     AddTableRows { x: Var, table: ParamId, rows: Rc<[u32]> },
     AddRows { x: Var, features: Var, rows: Rc<[u32]>, depth: usize },
     Interpolate { table: ParamId, from: (usize, usize), to: (usize, usize), kind: Interpolation },
+    Resample { x: Var, from: (usize, usize), to: (usize, usize), depth: usize },
     Place { text: Var, features: Var, rows: Rc<[u32]>, depth: usize },
     PixelShuffle { x: Var, shuffle: Shuffle },
     Gather { x: Var, rows: Rc<[u32]>, depth: usize },
@@ -121,6 +124,9 @@ impl Op<'_> {
             Op::Activation { .. } => "activation, backward",
             Op::Gated { .. } => "gated, backward",
             Op::AddTableRows { .. } => "add table rows, backward",
+            Op::LayerScale { .. } => "layer scale, backward",
+            Op::AsOperand { .. } => "as operand, backward",
+            Op::Resample { .. } => "resample, backward",
             Op::AddRows { .. } => "add rows, backward",
             Op::Interpolate { .. } => "interpolate, backward",
             Op::Place { .. } => "place, backward",
@@ -331,8 +337,17 @@ impl<'w> Tape<'w> {
 
     /// Layer norm of an f32 stream, as operand.
     pub fn layer_norm(&mut self, x: Var, weight: ParamId, bias: ParamId, eps: f32) -> Var {
+        self.layer_norm_to(x, weight, bias, eps, self.operand)
+    }
+
+    /// Layer norm of an f32 stream that stays one.
+    pub fn layer_norm_f32(&mut self, x: Var, weight: ParamId, bias: ParamId, eps: f32) -> Var {
+        self.layer_norm_to(x, weight, bias, eps, Kind::F32)
+    }
+
+    fn layer_norm_to(&mut self, x: Var, weight: ParamId, bias: ParamId, eps: f32, kind: Kind) -> Var {
         let _timer = timer("layer norm");
-        let (kind, len) = (self.operand, self.value(x).len());
+        let len = self.value(x).len();
         let num_rows = len / self.weights.tensor(weight).len();
         let mut out = self.arena.take(kind, len);
         let (mut mean, mut rstd) = (self.arena.take_f32(num_rows), self.arena.take_f32(num_rows));
@@ -422,6 +437,31 @@ impl<'w> Tape<'w> {
         out
     }
 
+    /// `stream + scale * branch`, the scale channel by channel, in f32.
+    pub fn layer_scale(&mut self, branch: Var, scale: ParamId, stream: Var) -> Var {
+        let _timer = timer("layer scale");
+        let mut out = self.arena.take_f32(self.value(stream).len());
+        elementwise::convert(self.value(stream).f32(), &mut out);
+        let factors = self.weights.tensor(scale);
+        typed!(self.value(branch), branch => layer_scale::layer_scale(branch, factors, &mut out));
+        let needs = self.needs(branch) || self.needs(stream) || self.weights.is_trainable(scale);
+        let out = self.push(Buffer::F32(out), needs);
+        self.remember(out, Op::LayerScale { branch, scale, stream });
+        out
+    }
+
+    /// An f32 stream, rounded to the type of matrix operands.
+    pub fn as_operand(&mut self, x: Var) -> Var {
+        let _timer = timer("as operand");
+        let (kind, len) = (self.operand, self.value(x).len());
+        let mut out = self.arena.take(kind, len);
+        let input = self.value(x).f32();
+        typed!(&mut out, y => elementwise::convert(input, y));
+        let out = self.push(out, self.needs(x));
+        self.remember(out, Op::AsOperand { x });
+        out
+    }
+
     /// Adds row `rows[i]` of a learned table to row `i`, in place; `x` is used up.
     pub fn add_table_rows(&mut self, x: Var, table: ParamId, rows: Rc<[u32]>) -> Var {
         let _timer = timer("add table rows");
@@ -458,6 +498,17 @@ impl<'w> Tape<'w> {
         interpolate::interpolate_positions(values, from.0, from.1, to.0, to.1, depth, kind, &mut out);
         let out = self.push(Buffer::F32(out), self.weights.is_trainable(table));
         self.remember(out, Op::Interpolate { table, from, to, kind });
+        out
+    }
+
+    /// A grid of features of `from` rows and columns, resampled bilinearly to `to` rows and columns, in f32.
+    pub fn resample(&mut self, x: Var, from: (usize, usize), to: (usize, usize), depth: usize) -> Var {
+        let _timer = timer("resample");
+        let mut out = self.arena.take_f32(to.0 * to.1 * depth);
+        let (grid, kind) = (self.value(x).f32(), Interpolation::Bilinear);
+        interpolate::interpolate_positions(grid, from.0, from.1, to.0, to.1, depth, kind, &mut out);
+        let out = self.push(Buffer::F32(out), self.needs(x));
+        self.remember(out, Op::Resample { x, from, to, depth });
         out
     }
 
@@ -661,6 +712,22 @@ impl<'w> Tape<'w> {
                 self.arena.give(d_out);
                 self.accumulate(x, d_x);
             }
+            Op::LayerScale { branch, scale, stream } => {
+                let (kind, len) = (self.value(branch).kind(), d_out.len());
+                let mut d_branch = self.arena.take(kind, len);
+                let d_scale = self.grad_of(gradients, scale);
+                let factors = self.weights.tensor(scale);
+                same_type!((self.value(branch), branch), (&mut d_branch, d_branch) =>
+                    layer_scale::layer_scale_backward(d_out.f32(), branch, factors, d_branch, d_scale));
+                self.pass_on(branch, d_branch);
+                self.pass_on(stream, d_out);
+            }
+            Op::AsOperand { x } => {
+                let mut d_x = self.arena.take_f32(d_out.len());
+                typed!(&d_out, dy => elementwise::convert(dy, &mut d_x));
+                self.arena.give(d_out);
+                self.accumulate(x, Buffer::F32(d_x));
+            }
             Op::AddTableRows { x, table, rows } => {
                 let depth = d_out.len() / rows.len().max(1);
                 if let Some(d_table) = self.grad_of(gradients, table) {
@@ -691,6 +758,15 @@ impl<'w> Tape<'w> {
                     );
                 }
                 self.arena.give(d_out);
+            }
+            Op::Resample { x, from, to, depth } => {
+                let mut d_x = self.arena.take_f32(from.0 * from.1 * depth);
+                d_x.fill(0.0);
+                let kind = Interpolation::Bilinear;
+                let d_grid = d_out.f32();
+                interpolate::interpolate_positions_backward(d_grid, from.0, from.1, to.0, to.1, depth, kind, &mut d_x);
+                self.arena.give(d_out);
+                self.accumulate(x, Buffer::F32(d_x));
             }
             Op::Place { text, features, rows, depth } => {
                 let mut d_features = self.arena.take_f32(rows.len() * depth);

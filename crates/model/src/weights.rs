@@ -77,6 +77,8 @@ pub struct ParamInfo {
     pub decay: bool,
     /// How a fresh model is filled.
     pub fill: Fill,
+    /// Whether no forward pass reads it: it is loaded and saved, and never learns.
+    pub unread: bool,
 }
 
 /// How a fresh parameter is filled.
@@ -171,6 +173,7 @@ pub struct Layout {
     linears: Vec<Linear>,
     adapters: Vec<(LinearId, Adapter)>,
     len: usize,
+    unread: bool,
 }
 
 /// Rows of the flat buffer begin at multiples of a cache line.
@@ -187,9 +190,18 @@ impl Layout {
             part,
             decay,
             fill,
+            unread: self.unread,
         });
         self.len += len;
         ParamId(self.infos.len() - 1)
+    }
+
+    /// Declares tensors that checkpoints of a family hold and its forward pass does not read.
+    pub fn unread<T>(&mut self, declare: impl FnOnce(&mut Layout) -> T) -> T {
+        let before = std::mem::replace(&mut self.unread, true);
+        let declared = declare(self);
+        self.unread = before;
+        declared
     }
 
     fn align(&mut self) {
@@ -274,11 +286,13 @@ impl Layout {
             .collect()
     }
 
-    /// The matrices declared so far that may have adapters, and the part that each belongs to: no views of tables,
-    /// and no convolutions, whose adapters have other shapes on disk.
+    /// The matrices declared so far that may have adapters, and the part that each belongs to: no views of tables, no
+    /// convolutions, whose adapters have other shapes on disk, and none that no forward pass reads.
     pub fn matrices(&self) -> Vec<(LinearId, Part)> {
-        let plain =
-            |linear: &Linear| !linear.is_view && linear.params.iter().all(|param| self.infos[param.0].shape.len() == 2);
+        let plain = |linear: &Linear| {
+            let read = |param: &ParamId| self.infos[param.0].shape.len() == 2 && !self.infos[param.0].unread;
+            !linear.is_view && linear.params.iter().all(read)
+        };
         let part = |linear: &Linear| self.infos[linear.params[0].0].part;
         let all = self.linears.iter().enumerate().filter(|(_, linear)| plain(linear));
         all.map(|(index, linear)| (LinearId(index), part(linear))).collect()
@@ -324,7 +338,7 @@ impl Layout {
         Weights {
             adapters,
             adapters_on: true,
-            trainable: vec![true; self.infos.len()],
+            trainable: self.infos.iter().map(|info| !info.unread).collect(),
             infos: self.infos,
             linears: self.linears,
             master,
@@ -493,7 +507,7 @@ impl Weights {
         // With adapters in place they alone learn.
         let adapted = self.adapters.iter().any(|adapters| !adapters.is_empty());
         for (flag, info) in self.trainable.iter_mut().zip(&self.infos) {
-            *flag = trainable.includes(info.part) && (!adapted || info.name.contains(".lora_"));
+            *flag = trainable.includes(info.part) && !info.unread && (!adapted || info.name.contains(".lora_"));
         }
     }
 

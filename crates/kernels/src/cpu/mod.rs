@@ -11,6 +11,7 @@ pub mod embed;
 pub mod head;
 pub mod head_norm;
 pub mod interpolate;
+pub mod layer_scale;
 pub mod math;
 pub mod matmul;
 pub mod norm;

@@ -71,17 +71,15 @@ fn source(row: usize, fy: usize, h: usize, w: usize, h_out: usize, w_out: usize,
 }
 
 /// Cuts `pixels` `[c, h, w]` into patches `[(h/p)*(w/p), c*p*p]`: patches row by row, inside a patch colour, line,
-/// column, the order of a convolution weight. The patch embedding is then a matrix product.
+/// column, the order of a convolution weight. The patch embedding is then a matrix product. Lines and columns that do
+/// not fill a patch are left out at the bottom and the right, as an unpadded convolution leaves them.
 pub fn im2col<E: Element>(pixels: &[f32], c: usize, h: usize, w: usize, patch: usize, out: &mut [E]) {
-    assert!(
-        patch > 0 && h.is_multiple_of(patch) && w.is_multiple_of(patch),
-        "im2col: {h}x{w} is not a multiple of {patch}"
-    );
+    assert!(patch > 0, "im2col: patches have a side");
     assert_eq!(pixels.len(), c * h * w, "im2col: pixels length");
-    assert_eq!(out.len(), pixels.len(), "im2col: output length");
-    let (w_out, width) = (w / patch, c * patch * patch);
+    let (h_out, w_out, width) = (h / patch, w / patch, c * patch * patch);
+    assert_eq!(out.len(), h_out * w_out * width, "im2col: output length");
     let shared = SharedMut::new(out);
-    for_chunks((h / patch) * w_out, ROWS, |range| {
+    for_chunks(h_out * w_out, ROWS, |range| {
         // SAFETY: chunks of output rows are disjoint.
         let out = unsafe { shared.slice(range.start * width, range.len() * width) };
         for (row, out) in range.zip(out.chunks_exact_mut(width)) {

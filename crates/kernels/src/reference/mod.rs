@@ -8,6 +8,7 @@ pub mod attention;
 pub mod differences;
 pub mod head;
 pub mod interpolate;
+pub mod layer_scale;
 pub mod matmul;
 pub mod norm;
 pub mod pixel_shuffle;

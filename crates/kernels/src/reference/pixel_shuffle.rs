@@ -18,12 +18,12 @@ pub fn pixel_shuffle(x: &[f64], tiles: usize, h: usize, w: usize, d: usize, fact
     out
 }
 
-/// Patches of a picture: colour, line, column inside each.
+/// Patches of a picture: colour, line, column inside each. What does not fill a patch is left out.
 pub fn im2col(pixels: &[f64], c: usize, h: usize, w: usize, patch: usize) -> Vec<f64> {
-    let mut out = vec![0.0; pixels.len()];
+    let mut out = vec![0.0; (h / patch) * (w / patch) * c * patch * patch];
     for colour in 0..c {
-        for y in 0..h {
-            for x in 0..w {
+        for y in 0..h / patch * patch {
+            for x in 0..w / patch * patch {
                 let row = y / patch * (w / patch) + x / patch;
                 let place = (colour * patch + y % patch) * patch + x % patch;
                 out[row * c * patch * patch + place] = pixels[(colour * h + y) * w + x];

@@ -6,6 +6,10 @@
 //! [`Family::declare`].
 
 pub mod decoder;
+pub mod internvit;
+pub mod internvl;
+pub mod llava_onevision;
+pub mod mosaic;
 pub mod qwen2_5_vl;
 pub mod qwen2_vl;
 pub mod qwen3_vl;
@@ -23,6 +27,8 @@ use crate::batch::{Segment, Tile};
 use crate::config::Keys;
 use crate::error::ModelError;
 use crate::families::decoder::{Decoder, DecoderConfig, DeepStack, Dialect, LLAMA, QWEN2, QWEN3};
+use crate::families::internvl::InternVl;
+use crate::families::llava_onevision::LlavaOnevision;
 use crate::families::qwen2_5_vl::Qwen25Vl;
 use crate::families::qwen2_vl::Qwen2Vl;
 use crate::families::qwen3_vl::Qwen3Vl;
@@ -32,8 +38,18 @@ use crate::tape::{Attend, Tape, Var};
 use crate::weights::{Layout, Naming};
 
 /// `model_type` of every family that can be loaded.
-pub const SUPPORTED: [&str; 8] =
-    ["smolvlm", "idefics3", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "llama", "qwen2", "qwen3"];
+pub const SUPPORTED: [&str; 10] = [
+    "smolvlm",
+    "idefics3",
+    "llava_onevision",
+    "internvl",
+    "qwen2_vl",
+    "qwen2_5_vl",
+    "qwen3_vl",
+    "llama",
+    "qwen2",
+    "qwen3",
+];
 
 /// What stands before a decoder and turns pictures into features.
 pub trait Vision {
@@ -111,6 +127,16 @@ impl Family {
             "qwen3_vl" => {
                 namings = &qwen_vision::NAMINGS;
                 let (vision, decoder) = Qwen3Vl::declare(layout, &root)?;
+                (decoder, Some(Box::new(vision)))
+            }
+            "llava_onevision" => {
+                let (vision, decoder) = LlavaOnevision::declare(layout, &root)?;
+                namings = &llava_onevision::NAMINGS;
+                (decoder, Some(Box::new(vision)))
+            }
+            "internvl" => {
+                let (vision, decoder) = InternVl::declare(layout, &root)?;
+                namings = &internvl::NAMINGS;
                 (decoder, Some(Box::new(vision)))
             }
             "qwen2" => (text_model(layout, &root, &QWEN2)?, None),

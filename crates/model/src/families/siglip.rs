@@ -1,5 +1,6 @@
-//! The SigLIP image tower as SmolVLM / Idefics3 use it: patches, learned positions, pre-norm blocks, full attention.
-//! Quirks: tanh GELU; position ids go through a float32 `bucketize`, which is not the identity for every grid.
+//! The SigLIP image tower: patches, learned positions, pre-norm blocks, full attention.
+//! Quirks: tanh GELU. In SmolVLM / Idefics3 position ids go through a float32 `bucketize`, which is not the identity for
+//! every grid, and the last norm is read; LLaVA-OneVision counts patches plainly and reads the stream before the norm.
 
 use std::rc::Rc;
 use std::sync::Arc;
@@ -33,29 +34,68 @@ pub struct SiglipConfig {
     pub eps: f32,
     /// The activation.
     pub activation: Activation,
+    /// Whether position ids go through `bucketize`.
+    pub bucketized: bool,
+    /// Blocks that are run; what follows is kept but not read.
+    pub num_read: usize,
+    /// Whether the last norm is applied.
+    pub normed: bool,
+    /// Whether the checkpoint holds a pooling head, which nothing reads.
+    pub head: bool,
 }
+
+/// Sizes where `vision_config` says nothing.
+struct Defaults {
+    width: usize,
+    num_layers: usize,
+    num_heads: usize,
+    patch_size: usize,
+}
+
+const IDEFICS3: Defaults = Defaults { width: 1152, num_layers: 12, num_heads: 16, patch_size: 32 };
+const PLAIN: Defaults = Defaults { width: 768, num_layers: 12, num_heads: 12, patch_size: 16 };
 
 impl SiglipConfig {
     /// Reads a `vision_config` of SmolVLM or Idefics3.
     pub fn read(vision: &Keys) -> Result<Self, ModelError> {
-        let width = vision.size("hidden_size", 1152)?;
-        let num_heads = vision.size("num_attention_heads", 16)?;
+        Self::read_with(vision, &IDEFICS3)
+    }
+
+    /// Reads a `vision_config` of SigLIP itself, of which the hidden state `feature_layer` is used.
+    pub fn read_plain(vision: &Keys, feature_layer: i64) -> Result<Self, ModelError> {
+        let config = Self::read_with(vision, &PLAIN)?;
+        Ok(Self {
+            bucketized: false,
+            num_read: layer_read(vision, feature_layer, config.num_layers)?,
+            normed: false,
+            head: vision.flag("vision_use_head")?.unwrap_or(true),
+            ..config
+        })
+    }
+
+    fn read_with(vision: &Keys, defaults: &Defaults) -> Result<Self, ModelError> {
+        let width = vision.size("hidden_size", defaults.width)?;
+        let num_heads = vision.size("num_attention_heads", defaults.num_heads)?;
         if width % num_heads != 0 || vision.size("num_channels", 3)? != 3 {
             return Err(vision.problem(
                 format!("vision width {width} does not divide into {num_heads} heads, or channels are not 3"),
                 "hidden_size must be a multiple of num_attention_heads, num_channels 3",
             ));
         }
-        let activation = vision.activation("hidden_act", Activation::GeluTanh)?;
+        let num_layers = vision.size("num_hidden_layers", defaults.num_layers)?;
         Ok(Self {
             width,
             hidden: vision.size("intermediate_size", 3072)?,
-            num_layers: vision.size("num_hidden_layers", 12)?,
+            num_layers,
             num_heads,
             image_size: vision.size("image_size", 224)?,
-            patch_size: vision.size("patch_size", 32)?,
+            patch_size: vision.size("patch_size", defaults.patch_size)?,
             eps: vision.number("layer_norm_eps", 1e-6)? as f32,
-            activation,
+            activation: vision.activation("hidden_act", Activation::GeluTanh)?,
+            bucketized: true,
+            num_read: num_layers,
+            normed: true,
+            head: false,
         })
     }
 
@@ -70,6 +110,9 @@ impl SiglipConfig {
     /// grids are equal the result is still off by one for a few sizes, which the published checkpoints live with.
     pub fn position_rows(&self, height: usize, width: usize) -> Vec<u32> {
         let side = self.table_side();
+        if !self.bucketized {
+            return (0..height).flat_map(|row| (0..width).map(move |column| (row * side + column) as u32)).collect();
+        }
         let step = 1.0 / side as f64;
         // torch.arange fills float32 in vectors of eight, two at a time: the first of each vector is rounded before the
         // rest are added to it, what is left over is computed alone. The bits decide which bucket a patch falls into.
@@ -99,6 +142,31 @@ impl SiglipConfig {
     }
 }
 
+/// The hidden state of the tower that a model reads, under `vision_feature_layer` at its root.
+pub fn feature_layer(root: &Keys, default: i64) -> Result<i64, ModelError> {
+    let Some(value) = root.get("vision_feature_layer") else { return Ok(default) };
+    let only = value.as_array().filter(|list| list.len() == 1).map_or(value, |list| &list[0]);
+    only.as_i64().ok_or_else(|| {
+        root.problem(
+            format!("vision_feature_layer is {value}, not one number"),
+            "published checkpoints read one hidden state, mostly -1; several side by side are not supported",
+        )
+    })
+}
+
+/// Blocks to run for a hidden state: they are counted from 0, the embedded patches, or backwards from -1.
+pub fn layer_read(vision: &Keys, feature_layer: i64, num_layers: usize) -> Result<usize, ModelError> {
+    let states = num_layers as i64 + 1;
+    let index = if feature_layer < 0 { feature_layer + states } else { feature_layer };
+    match (0..states).contains(&index) {
+        true => Ok(index as usize),
+        false => Err(vision.problem(
+            format!("vision_feature_layer is {feature_layer}, the tower has {states} hidden states"),
+            "it lies between -(num_hidden_layers + 1) and num_hidden_layers",
+        )),
+    }
+}
+
 struct Block {
     norm_in: (ParamId, ParamId),
     qkv: LinearId,
@@ -123,7 +191,6 @@ impl Siglip {
     pub fn declare(layout: &mut Layout, config: SiglipConfig, prefix: &str) -> Self {
         let part = Part::Vision;
         let width = config.width;
-        let gain_out = 1.0 / ((2 * config.num_layers) as f32).sqrt();
         let patch_values = 3 * config.patch_size * config.patch_size;
         let patch = layout.linear_shaped(
             &[(format!("{prefix}embeddings.patch_embedding"), vec![width, 3, config.patch_size, config.patch_size])],
@@ -140,38 +207,27 @@ impl Siglip {
             // Half as strong as a patch at birth: much smaller, and patches would hardly know where they are.
             Fill::Normal(0.5),
         );
-        let norm = |layout: &mut Layout, name: &str| {
-            let weight = layout.tensor(&format!("{name}.weight"), &[width], part, false, Fill::Constant(1.0));
-            (weight, layout.tensor(&format!("{name}.bias"), &[width], part, false, Fill::Constant(0.0)))
-        };
         let blocks = (0..config.num_layers)
             .map(|i| {
-                let name = |tail: &str| format!("{prefix}encoder.layers.{i}.{tail}");
-                Rc::new(Block {
-                    norm_in: norm(layout, &name("layer_norm1")),
-                    qkv: layout.linear(
-                        &[
-                            (name("self_attn.q_proj"), width),
-                            (name("self_attn.k_proj"), width),
-                            (name("self_attn.v_proj"), width),
-                        ],
-                        width,
-                        true,
-                        part,
-                        1.0,
-                    ),
-                    out: layout.linear(&[(name("self_attn.out_proj"), width)], width, true, part, gain_out),
-                    norm_mid: norm(layout, &name("layer_norm2")),
-                    up: layout.linear(&[(name("mlp.fc1"), config.hidden)], width, true, part, 1.0),
-                    down: layout.linear(&[(name("mlp.fc2"), width)], config.hidden, true, part, gain_out),
+                let name = format!("{prefix}encoder.layers.{i}.");
+                Rc::new(match i < config.num_read {
+                    true => Block::declare(layout, &config, &name),
+                    false => layout.unread(|layout| Block::declare(layout, &config, &name)),
                 })
             })
             .collect();
-        let norm = norm(layout, &format!("{prefix}post_layernorm"));
+        let last = format!("{prefix}post_layernorm");
+        let norm = match config.normed {
+            true => norm(layout, &last, width),
+            false => layout.unread(|layout| norm(layout, &last, width)),
+        };
+        if config.head {
+            layout.unread(|layout| declare_head(layout, &config, &format!("{prefix}head.")));
+        }
         Self { config, patch, positions, blocks, norm }
     }
 
-    /// Tiles of one size to normed features `[tiles * patches, D]`, as operand.
+    /// Tiles of one size to features `[tiles * patches, D]`: normed and as operand, or the f32 stream before the norm.
     pub fn forward<'w>(&'w self, tape: &mut Tape<'w>, tiles: &[Arc<Tile>]) -> Var {
         let config = &self.config;
         let (height, width) = (tiles[0].height as usize, tiles[0].width as usize);
@@ -204,7 +260,7 @@ impl Siglip {
             scale: 1.0 / (head_dim as f32).sqrt(),
             causal: false,
         };
-        for block in &self.blocks {
+        for block in &self.blocks[..config.num_read] {
             let (block, attend) = (block.clone(), attend.clone());
             x = tape.block(x, move |tape, x| {
                 let h = tape.layer_norm(x, block.norm_in.0, block.norm_in.1, config.eps);
@@ -217,8 +273,54 @@ impl Siglip {
                 tape.linear_add(h, block.down, x)
             });
         }
-        tape.layer_norm(x, self.norm.0, self.norm.1, config.eps)
+        match config.normed {
+            true => tape.layer_norm(x, self.norm.0, self.norm.1, config.eps),
+            false => x,
+        }
     }
+}
+
+fn norm(layout: &mut Layout, name: &str, width: usize) -> (ParamId, ParamId) {
+    let weight = layout.tensor(&format!("{name}.weight"), &[width], Part::Vision, false, Fill::Constant(1.0));
+    (weight, layout.tensor(&format!("{name}.bias"), &[width], Part::Vision, false, Fill::Constant(0.0)))
+}
+
+impl Block {
+    fn declare(layout: &mut Layout, config: &SiglipConfig, prefix: &str) -> Block {
+        let (width, part) = (config.width, Part::Vision);
+        let gain_out = 1.0 / ((2 * config.num_layers) as f32).sqrt();
+        let name = |tail: &str| format!("{prefix}{tail}");
+        Block {
+            norm_in: norm(layout, &name("layer_norm1"), width),
+            qkv: layout.linear(
+                &["q_proj", "k_proj", "v_proj"].map(|tail| (name(&format!("self_attn.{tail}")), width)),
+                width,
+                true,
+                part,
+                1.0,
+            ),
+            out: layout.linear(&[(name("self_attn.out_proj"), width)], width, true, part, gain_out),
+            norm_mid: norm(layout, &name("layer_norm2"), width),
+            up: layout.linear(&[(name("mlp.fc1"), config.hidden)], width, true, part, 1.0),
+            down: layout.linear(&[(name("mlp.fc2"), width)], config.hidden, true, part, gain_out),
+        }
+    }
+}
+
+/// The pooling head that some checkpoints carry along.
+fn declare_head(layout: &mut Layout, config: &SiglipConfig, prefix: &str) {
+    let (width, part) = (config.width, Part::Vision);
+    let mut plain = |tail: &str, shape: &[usize]| {
+        layout.tensor(&format!("{prefix}{tail}"), shape, part, true, Fill::Normal(0.02));
+    };
+    plain("probe", &[1, 1, width]);
+    plain("attention.in_proj_weight", &[3 * width, width]);
+    plain("attention.in_proj_bias", &[3 * width]);
+    let name = |tail: &str| format!("{prefix}{tail}");
+    layout.linear(&[(name("attention.out_proj"), width)], width, true, part, 1.0);
+    norm(layout, &name("layernorm"), width);
+    layout.linear(&[(name("mlp.fc1"), config.hidden)], width, true, part, 1.0);
+    layout.linear(&[(name("mlp.fc2"), width)], config.hidden, true, part, 1.0);
 }
 
 #[cfg(test)]
@@ -235,6 +337,10 @@ mod tests {
             patch_size: 1,
             eps: 1e-6,
             activation: Activation::GeluTanh,
+            bucketized: true,
+            num_read: 1,
+            normed: true,
+            head: false,
         }
     }
 

@@ -4,11 +4,11 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use foveate_model::{PromptInput, Segment, Tile, TokenBatch};
+use foveate_model::{Cuts, PromptInput, Segment, Tile, TokenBatch};
 use safetensors::SafeTensors;
 use serde_json::Value;
 
-pub const MODELS: [&str; 10] = [
+pub const MODELS: [&str; 14] = [
     "smolvlm",
     "smolvlm_nosplit",
     "smolvlm_v5",
@@ -19,10 +19,26 @@ pub const MODELS: [&str; 10] = [
     "qwen2_vl",
     "qwen2_5_vl",
     "qwen3_vl",
+    "llava_onevision",
+    "llava_onevision_v5",
+    "internvl",
+    "internvl_v5",
 ];
 
-/// One checkpoint of each family, for what must hold in all of them.
-pub const FAMILIES: [&str; 7] = ["smolvlm", "llama", "qwen2", "qwen3", "qwen2_vl", "qwen2_5_vl", "qwen3_vl"];
+/// One checkpoint of each family, for what must hold in all of them; two where towers differ.
+pub const FAMILIES: [&str; 11] = [
+    "smolvlm",
+    "llama",
+    "qwen2",
+    "qwen3",
+    "qwen2_vl",
+    "qwen2_5_vl",
+    "qwen3_vl",
+    "llava_onevision",
+    "llava_onevision_v5",
+    "internvl",
+    "internvl_v5",
+];
 
 pub fn fixtures() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../fixtures")
@@ -71,7 +87,17 @@ impl Parity {
             for tile in levels.data().chunks_exact(3 * height * width) {
                 let pixels =
                     tile.iter().enumerate().map(|(i, v)| table[i / (height * width) * 256 + *v as usize]).collect();
-                tiles.push(Arc::new(Tile::new(height as u32, width as u32, pixels)));
+                let cuts = match entry["cuts"].get(tiles.len()).map(|cuts| cuts.is_null()) {
+                    Some(false) => {
+                        let [rows, columns, picture_height, picture_width] = ids(&entry["cuts"][tiles.len()])[..]
+                        else {
+                            panic!("cuts are rows, columns, height and width")
+                        };
+                        Some(Cuts { rows, columns, picture_height, picture_width })
+                    }
+                    _ => None,
+                };
+                tiles.push(Arc::new(Tile { cuts, ..Tile::new(height as u32, width as u32, pixels) }));
             }
         }
         PromptInput { ids: ids(&entry["prompt_ids"]), tiles, placements: ids(&entry["placements"]) }

@@ -15,6 +15,8 @@ use super::error::PromptError;
 
 /// Most pixels of one picture (about 300 MB while decoding); larger files are refused before they are decoded.
 pub const MAX_PIXELS: u64 = 100_000_000;
+/// Longest side of a picture; resizing keeps weights for every pixel of a side, and nothing real is longer.
+pub const MAX_SIDE: u32 = 1 << 16;
 /// Most bytes of an encoded file.
 const MAX_FILE_BYTES: u64 = 1 << 28;
 
@@ -27,6 +29,7 @@ pub fn load(image: &ImageData) -> Result<Arc<Drawing>, PromptError> {
                 let problem = format!("{drawing:?} holds {} bytes", drawing.rgb.len());
                 return Err(PromptError::Image { name: "drawn in memory".into(), problem });
             }
+            check_size("drawn in memory", drawing.width, drawing.height)?;
             Ok(drawing.clone())
         }
         ImageData::Encoded(bytes) => decode(bytes, "in memory").map(Arc::new),
@@ -61,9 +64,7 @@ pub fn decode(bytes: &[u8], name: &str) -> Result<Drawing, PromptError> {
     if width == 0 || height == 0 {
         return Err(fail(format!("has {width} x {height} pixels")));
     }
-    if width as u64 * height as u64 > MAX_PIXELS {
-        return Err(PromptError::ImageTooLarge { name: name.to_string(), width, height, limit: MAX_PIXELS });
-    }
+    check_size(name, width, height)?;
     let mut limits = Limits::default();
     limits.max_alloc = Some(MAX_PIXELS * 16);
     decoder.set_limits(limits).map_err(|error| fail(error.to_string()))?;
@@ -73,6 +74,18 @@ pub fn decode(bytes: &[u8], name: &str) -> Result<Drawing, PromptError> {
     image.apply_orientation(orientation);
     let (width, height) = (image.width(), image.height());
     Ok(Drawing { width, height, rgb: to_rgb(image) })
+}
+
+/// Refuses what would take too much memory, by its size alone.
+fn check_size(name: &str, width: u32, height: u32) -> Result<(), PromptError> {
+    if width as u64 * height as u64 > MAX_PIXELS {
+        return Err(PromptError::ImageTooLarge { name: name.to_string(), width, height, limit: MAX_PIXELS });
+    }
+    if width.max(height) > MAX_SIDE {
+        let problem = format!("has {width} x {height} pixels; no side may be longer than {MAX_SIDE}");
+        return Err(PromptError::Image { name: name.to_string(), problem });
+    }
+    Ok(())
 }
 
 fn to_rgb(image: DynamicImage) -> Vec<u8> {
@@ -152,6 +165,9 @@ mod tests {
         assert!(load(&ImageData::Path(fixtures())).is_err());
         let lie = Drawing { width: 4, height: 4, rgb: vec![0; 5] };
         assert!(load(&ImageData::Drawn(Arc::new(lie))).is_err());
+        let ribbon = Drawing { width: MAX_SIDE + 1, height: 1, rgb: vec![0; 3 * (MAX_SIDE as usize + 1)] };
+        let error = load(&ImageData::Drawn(Arc::new(ribbon))).unwrap_err();
+        assert!(error.to_string().contains("longer"), "{error}");
     }
 
     #[test]

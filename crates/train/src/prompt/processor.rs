@@ -11,6 +11,8 @@ use serde_json::Value as Json;
 use super::error::PromptError;
 use super::files;
 use super::idefics3::{self, Idefics3Processor};
+use super::internvl::InternVlProcessor;
+use super::llava_onevision::{self, LlavaOnevisionProcessor};
 use super::qwen::{self, QwenProcessor};
 use super::resize::Filter;
 
@@ -23,6 +25,10 @@ pub enum ImageProcessor {
     Idefics3(Idefics3Processor),
     /// Qwen2-VL, Qwen2.5-VL, Qwen3-VL.
     Qwen(QwenProcessor),
+    /// LLaVA-OneVision.
+    LlavaOnevision(LlavaOnevisionProcessor),
+    /// InternVL in the Hugging Face layout.
+    InternVl(InternVlProcessor),
 }
 
 /// One picture as the model and the prompt see it.
@@ -53,9 +59,15 @@ impl ImageProcessor {
             ("Qwen2VLImageProcessor", _) | ("", "qwen2_vl" | "qwen2_5_vl" | "qwen3_vl") => {
                 Ok(ImageProcessor::Qwen(QwenProcessor::new(&settings, config, stated.ends_with("Fast"))?))
             }
+            ("LlavaOnevisionImageProcessor", _) | ("", "llava_onevision") => {
+                Ok(ImageProcessor::LlavaOnevision(LlavaOnevisionProcessor::new(&settings, config, stated.ends_with("Fast"))?))
+            }
+            ("GotOcr2ImageProcessor", "internvl") | ("", "internvl") => {
+                Ok(ImageProcessor::InternVl(InternVlProcessor::new(dir, &settings, config, stated.ends_with("Fast"))?))
+            }
             _ => Err(settings.problem(format!(
-                "image processor {kind:?} of model type {model_type:?} is unknown; known are those of SmolVLM, Idefics3 \
-                 and Qwen2-VL"
+                "image processor {kind:?} of model type {model_type:?} is unknown; known are those of SmolVLM, Idefics3, \
+                 LLaVA-OneVision, InternVL and Qwen2-VL"
             ))),
         }
     }
@@ -67,15 +79,19 @@ impl ImageProcessor {
             ImageProcessor::TextOnly => Err(PromptError::NoImages),
             ImageProcessor::Idefics3(processor) => Ok(images.iter().map(|image| processor.process(image)).collect()),
             ImageProcessor::Qwen(processor) => images.iter().map(|image| processor.process(image)).collect(),
+            ImageProcessor::LlavaOnevision(processor) => processor.process(images),
+            ImageProcessor::InternVl(processor) => Ok(images.iter().map(|image| processor.process(image)).collect()),
         }
     }
 
     /// What the template prints for one picture; `None` for models that see none.
-    pub fn template_token(&self) -> Option<&'static str> {
+    pub fn template_token(&self) -> Option<&str> {
         match self {
             ImageProcessor::TextOnly => None,
             ImageProcessor::Idefics3(_) => Some(idefics3::IMAGE_TOKEN),
             ImageProcessor::Qwen(_) => Some(qwen::IMAGE_TOKEN),
+            ImageProcessor::LlavaOnevision(_) => Some(llava_onevision::IMAGE_TOKEN),
+            ImageProcessor::InternVl(processor) => Some(processor.image_token()),
         }
     }
 
@@ -85,15 +101,24 @@ impl ImageProcessor {
             ImageProcessor::TextOnly => false,
             ImageProcessor::Idefics3(_) => idefics3::is_marker(token),
             ImageProcessor::Qwen(_) => qwen::is_marker(token),
+            ImageProcessor::LlavaOnevision(_) => llava_onevision::is_marker(token),
+            ImageProcessor::InternVl(processor) => processor.is_marker(token),
         }
     }
 }
+
+/// Mean and deviation of the pictures CLIP was trained on, per channel: the defaults of several Python classes.
+pub const CLIP_MEAN: [f64; 3] = [0.48145466, 0.4578275, 0.40821073];
+/// See [`CLIP_MEAN`].
+pub const CLIP_DEVIATION: [f64; 3] = [0.26862954, 0.26130258, 0.27577711];
 
 /// Raw settings of an image processor, wherever the checkpoint keeps them.
 #[derive(Debug)]
 pub struct Settings {
     values: Json,
     path: PathBuf,
+    /// What `processor_config.json` says of everything but pictures' pixels.
+    processor: Json,
     /// Placeholders per tile as `processor_config.json` states them.
     pub image_seq_len: Option<usize>,
 }
@@ -112,16 +137,54 @@ impl Settings {
                 problem: format!("image_seq_len is {value}, not a number of tokens"),
             })? as usize),
         };
-        let inner = processor.and_then(|mut config| config.get_mut("image_processor").map(Json::take));
+        let mut processor = processor.unwrap_or(Json::Null);
+        let inner = processor.get_mut("image_processor").map(Json::take);
         if let Some(values) = inner.filter(Json::is_object) {
-            return Ok(Settings { values, path: shared, image_seq_len });
+            return Ok(Settings { values, path: shared, processor, image_seq_len });
         }
-        Ok(Settings { values: files::read_json(&own)?, path: own, image_seq_len })
+        Ok(Settings { values: files::read_json(&own)?, path: own, processor, image_seq_len })
     }
 
     /// A setting, unless it is absent or null.
     pub fn get(&self, key: &str) -> Option<&Json> {
         self.values.get(key).filter(|value| !value.is_null())
+    }
+
+    /// A setting of the processor as a whole, unless it is absent or null.
+    pub fn processor_value(&self, key: &str) -> Option<&Json> {
+        self.processor.get(key).filter(|value| !value.is_null())
+    }
+
+    /// A count that the processor as a whole states.
+    pub fn processor_number(&self, key: &str) -> Result<Option<usize>, PromptError> {
+        let Some(value) = self.processor_value(key) else { return Ok(None) };
+        let number = value.as_u64().filter(|&number| number < 1 << 24).map(|number| number as usize);
+        number.map(Some).ok_or_else(|| PromptError::Settings {
+            path: self.path.with_file_name("processor_config.json"),
+            problem: format!("{key} is {value}, not a number of tokens"),
+        })
+    }
+
+    /// The side of square tiles, from `size`: height and width, or the shortest edge.
+    pub fn square_side(&self, default: u32) -> Result<u32, PromptError> {
+        let Some(size) = self.get("size") else { return Ok(default) };
+        let pixels = |key: &str| {
+            let side = size.get(key).and_then(Json::as_u64).filter(|side| (1..=1 << 12).contains(side));
+            side.map(|side| side as u32)
+        };
+        match (pixels("height"), pixels("width"), pixels("shortest_edge")) {
+            (Some(height), Some(width), _) if height == width => Ok(height),
+            (None, None, Some(edge)) => Ok(edge),
+            _ => Err(self.problem(format!("size is {size}, not an equal height and width up to 4096"))),
+        }
+    }
+
+    /// Refuses settings under which tiles would not all have one size.
+    pub fn square_resize_only(&self) -> Result<(), PromptError> {
+        if !self.flag("do_resize", true)? || self.flag("do_center_crop", false)? {
+            return Err(self.problem("do_resize must be on and do_center_crop off".into()));
+        }
+        Ok(())
     }
 
     /// A yes-or-no setting.
@@ -174,7 +237,8 @@ impl Settings {
         number.ok_or_else(|| self.problem(format!("{key} is {value}, not a number")))
     }
 
-    fn channels(&self, key: &str, default: [f64; 3]) -> Result<[f64; 3], PromptError> {
+    /// One number per colour.
+    pub fn channels(&self, key: &str, default: [f64; 3]) -> Result<[f64; 3], PromptError> {
         match self.get(key) {
             None => Ok(default),
             Some(Json::Array(list)) if list.len() == 3 => {
@@ -207,7 +271,7 @@ impl std::fmt::Debug for Normalizer {
 
 impl Normalizer {
     /// Rounds where Python rounds: to f32 after rescaling, and after each of minus and divide.
-    fn new(factor: Option<f64>, mean: [f64; 3], deviation: [f64; 3]) -> Normalizer {
+    pub fn new(factor: Option<f64>, mean: [f64; 3], deviation: [f64; 3]) -> Normalizer {
         let mut table = Box::new([[0.0f32; 256]; 3]);
         for (channel, values) in table.iter_mut().enumerate() {
             for (level, value) in values.iter_mut().enumerate() {

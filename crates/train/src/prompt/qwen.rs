@@ -11,15 +11,11 @@ use foveate_tasks::row::Drawing;
 use serde_json::Value as Json;
 
 use super::error::PromptError;
-use super::processor::{Normalizer, ProcessedImage, Settings};
+use super::processor::{CLIP_DEVIATION, CLIP_MEAN, Normalizer, ProcessedImage, Settings};
 use super::resize::{Filter, Rounding, resize};
 
 /// The token that one image feature takes the place of; the template prints one per picture, between markers.
 pub const IMAGE_TOKEN: &str = "<|image_pad|>";
-
-/// Means and deviations of the Python class where the settings name none.
-const MEAN: [f64; 3] = [0.48145466, 0.4578275, 0.40821073];
-const DEVIATION: [f64; 3] = [0.26862954, 0.26130258, 0.27577711];
 
 /// Longer pictures are refused, in Python too.
 const MAX_RATIO: f64 = 200.0;
@@ -76,7 +72,7 @@ impl QwenProcessor {
             pixels: settings.flag("do_resize", true)?.then_some((least, most)),
             filter: settings.filter(Filter::Bicubic)?,
             rounding: if fast { Rounding::TorchUint8 } else { Rounding::Pillow },
-            normalizer: settings.normalizer(MEAN, DEVIATION)?,
+            normalizer: settings.normalizer(CLIP_MEAN, CLIP_DEVIATION)?,
         })
     }
 
