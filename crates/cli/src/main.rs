@@ -16,6 +16,7 @@ mod load;
 mod model;
 mod report;
 mod score;
+mod serve;
 mod train;
 
 use std::process::ExitCode;
@@ -42,6 +43,8 @@ enum Command {
     Generate(generate::Args),
     /// Talk with a model
     Chat(chat::Args),
+    /// Answer clients in OpenAI's protocol
+    Serve(serve::Args),
     /// Write report.html of a run anew
     Report(report::Args),
     /// Compare finished runs on the same questions
@@ -64,6 +67,7 @@ fn main() -> ExitCode {
         Command::Score(args) => done(score::run(args)),
         Command::Generate(args) => done(generate::run(args)),
         Command::Chat(args) => done(chat::run(args)),
+        Command::Serve(args) => done(serve::run(args)),
         Command::Report(args) => done(report::run(args)),
         Command::Compare(args) => done(compare::run(args)),
         Command::Data(args) => done(data::run(args)),

@@ -66,9 +66,6 @@ impl Policy {
         progress: &mut dyn FnMut(usize),
     ) -> Result<Vec<Vec<Sampled>>, ModelError> {
         for job in jobs {
-            if job.prompt.ids.is_empty() {
-                return Err(ModelError::Batch { problem: "a prompt has no tokens".into() });
-            }
             self.first_position(job.prompt)?;
         }
         let per_token = self.description().cache_bytes_per_token;
@@ -97,7 +94,10 @@ impl Policy {
     }
 
     /// Checks a prompt; rotary position of the first token that is sampled after it.
-    fn first_position(&self, prompt: &PromptInput) -> Result<u32, ModelError> {
+    pub(crate) fn first_position(&self, prompt: &PromptInput) -> Result<u32, ModelError> {
+        if prompt.ids.is_empty() {
+            return Err(ModelError::Batch { problem: "a prompt has no tokens".into() });
+        }
         let len = prompt.ids.len() as u32;
         let places: Vec<u32> = (0..len).collect();
         let input = Packed { ids: &prompt.ids, places: &places, tiles: &prompt.tiles, placements: &prompt.placements };
@@ -247,7 +247,7 @@ impl Policy {
         };
         let input = Packed { ids: &ids, places: &places, tiles: &tiles, placements: &placements };
         let positions = self.positions(&input, &packed)?.0;
-        self.pick_from(&input, &positions, &attend, &last_rows, spec, arena, rows, streams)
+        self.pick_from(&input, &positions, &attend, &last_rows, &vec![spec; rows.len()], arena, rows, streams)
     }
 
     /// Feeds the newest token of every active answer and picks the next.
@@ -289,17 +289,26 @@ impl Policy {
         };
         let input = Packed { ids: &ids, places: &positions, tiles: &[], placements: &[] };
         let rows: Vec<u32> = (0..active.len() as u32).collect();
-        self.pick_from(&input, &Positions::text(positions.clone()), &attend, &rows, spec, arena, &rows, &streams)
+        self.pick_from(
+            &input,
+            &Positions::text(positions.clone()),
+            &attend,
+            &rows,
+            &vec![spec; rows.len()],
+            arena,
+            &rows,
+            &streams,
+        )
     }
 
-    /// One pass without a record; logits of `last_rows`; one pick for each `(rows[i], streams[i])`.
-    fn pick_from(
+    /// One pass without a record; logits of `last_rows`; one pick for each `(rows[i], specs[i], streams[i])`.
+    pub(crate) fn pick_from(
         &self,
         input: &Packed,
         positions: &Positions,
         attend: &Attend,
         last_rows: &[u32],
-        spec: &SamplingSpec,
+        specs: &[&SamplingSpec],
         arena: &mut Arena,
         rows: &[u32],
         streams: &[(Stream, u32)],
@@ -324,7 +333,7 @@ impl Policy {
                 if (first..last).contains(&row) {
                     let (stream, position) = &streams[index];
                     let logits = &logits[(row - first) * vocabulary..][..vocabulary];
-                    picked[0] = Some(pick(logits, spec, stream, *position));
+                    picked[0] = Some(pick(logits, specs[index], stream, *position));
                 }
             });
         }

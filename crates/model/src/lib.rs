@@ -8,6 +8,8 @@ pub mod adapters;
 pub mod arena;
 /// The narrow waist between text and tensors.
 pub mod batch;
+/// Answers decoded together while others come and go.
+pub mod batcher;
 /// Keys and values of tokens that were read before.
 pub mod cache;
 /// Reading `config.json`.

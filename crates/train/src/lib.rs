@@ -57,6 +57,9 @@ pub mod messages;
 // Log-probabilities of given answers; answers to given conversations.
 pub mod score;
 
+// A model that answers many clients.
+pub mod serve;
+
 // What happened to files and a page.
 pub mod report;
 
