@@ -11,7 +11,7 @@ use foveate_train::source;
 /// Which model, and in which numbers.
 #[derive(clap::Args)]
 pub struct ModelArgs {
-    /// A folder in Hugging Face layout, a folder with a PEFT adapter, or the name of a built-in model
+    /// A folder in Hugging Face layout, a hub id in the hub's cache, a PEFT adapter, or the name of a built-in model
     #[arg(long)]
     pub model: String,
     /// Number type of matrix operands
@@ -45,5 +45,7 @@ pub fn open(args: &ModelArgs, usual: Precision) -> anyhow::Result<(Policy, Promp
     isa::check()?;
     let precision = args.precision.map_or(usual, Precision::from);
     let source = source::find(Path::new(""), &args.model)?;
-    Ok((source.load(precision)?, Prompter::load(&source.folder)?))
+    let policy = source.load(precision)?;
+    let prompter = source.prompter(&policy)?;
+    Ok((policy, prompter))
 }

@@ -14,6 +14,7 @@ mod generate;
 mod inspect;
 mod load;
 mod model;
+mod plan;
 mod report;
 mod score;
 mod serve;
@@ -55,6 +56,8 @@ enum Command {
     Model(model::Args),
     /// Measure this machine and whole steps on it
     Bench(bench::Args),
+    /// Memory that a model or a run will take
+    Plan(plan::Args),
     /// Show what this machine offers
     Doctor(doctor::Args),
 }
@@ -73,6 +76,7 @@ fn main() -> ExitCode {
         Command::Data(args) => done(data::run(args)),
         Command::Model(args) => done(model::run(args)),
         Command::Bench(args) => done(bench::run(args)),
+        Command::Plan(args) => done(plan::run(args)),
         Command::Doctor(args) => done(doctor::run(args)),
     };
     outcome.unwrap_or_else(|error| failure::tell(&error))

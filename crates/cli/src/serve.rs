@@ -278,9 +278,9 @@ impl Server {
         let parsed = tokio::task::spawn_blocking(move || protocol::parse(&body, &limits)).await;
         let asked = parsed.map_err(|_| ApiError::server(500, "the request could not be read"))??;
         self.check_name(&asked.model)?;
-        let request = self.render(&asked).await?;
+        let number = self.count.fetch_add(1, Ordering::Relaxed);
+        let request = self.render(&asked, number as u64).await?;
         let num_prompt = request.prompt.ids.len();
-        let number = self.count.load(Ordering::Relaxed);
         let envelope = Envelope {
             id: format!("chatcmpl-{:x}{number:06x}", self.created),
             created: seconds(),
@@ -324,7 +324,7 @@ impl Server {
     }
 
     /// Reads pictures and writes tokens, away from the thread of the sockets.
-    async fn render(&self, asked: &ChatRequest) -> Result<batcher::Request, ApiError> {
+    async fn render(&self, asked: &ChatRequest, number: u64) -> Result<batcher::Request, ApiError> {
         let (prompter, conversation): (_, Conversation) = (self.prompter.clone(), asked.conversation.clone());
         let rendered = tokio::task::spawn_blocking(move || {
             prompter
@@ -345,7 +345,6 @@ impl Server {
         }
         let mut sampling = asked.sampling.spec(&self.prompter);
         sampling.max_new_tokens = sampling.max_new_tokens.min((limit - len) as u32);
-        let number = self.count.fetch_add(1, Ordering::Relaxed) as u64;
         let seed = asked.seed.unwrap_or(self.created.wrapping_mul(1_000_003).wrapping_add(number));
         let request = batcher::Request { prompt, num_answers: asked.num_answers, sampling, seed };
         if request.num_rows() > self.room.num_rows {

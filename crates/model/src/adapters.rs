@@ -9,7 +9,7 @@ use std::path::Path;
 use crate::error::ModelError;
 use crate::families::Family;
 use crate::policy::Policy;
-use crate::weights::{Layout, Part, Trainable};
+use crate::weights::{Layout, LinearId, Part, Trainable};
 
 /// Which matrices get adapters, and how large.
 #[derive(Clone, Debug, PartialEq)]
@@ -47,7 +47,7 @@ impl AdapterSpec {
 }
 
 /// Whether a module belongs to a numbered block: `..layers.3..`, `..blocks.3..`, `..layer.3..`.
-fn is_inside_block(module: &str) -> bool {
+pub(crate) fn is_inside_block(module: &str) -> bool {
     let words: Vec<&str> = module.split('.').collect();
     words
         .windows(2)
@@ -57,13 +57,6 @@ fn is_inside_block(module: &str) -> bool {
 impl Policy {
     /// The same model with adapters that start as nothing: the function does not change until they learn.
     pub fn with_adapters(self, spec: &AdapterSpec, seed: u64) -> Result<Policy, ModelError> {
-        let wrong = |problem: String| ModelError::Config {
-            path: "lora".into(),
-            problem,
-            hint: "targets are names of modules, for instance q_proj, v_proj, gate_proj; rank is at least 1, \
-                   dropout below 1"
-                .into(),
-        };
         if spec.rank == 0 || !spec.alpha.is_finite() || !(0.0..1.0).contains(&spec.dropout) {
             return Err(wrong(format!("rank {}, alpha {}, dropout {}", spec.rank, spec.alpha, spec.dropout)));
         }
@@ -72,33 +65,7 @@ impl Policy {
         }
         let mut layout = Layout::default();
         let family = Family::declare(&mut layout, Path::new("config.json"), self.config())?;
-        let head = family.decoder.head;
-        let mut met = vec![false; spec.targets.len()];
-        let mut found = 0;
-        for (id, part) in layout.matrices() {
-            // The head is multiplied apart from the tape, in chunks of the vocabulary, and knows no adapters.
-            if id == head || !spec.parts.includes(part) {
-                continue;
-            }
-            for (name, first, rows) in layout.stacked(id) {
-                let module = name.trim_end_matches(".weight");
-                if !spec.wants(module, part) {
-                    continue;
-                }
-                for (met, target) in met.iter_mut().zip(&spec.targets) {
-                    *met |= module.ends_with(target.as_str());
-                }
-                layout.adapter(id, module, first, rows, spec.rank, spec.scale());
-                found += 1;
-            }
-        }
-        if let Some(unmet) = met.iter().position(|met| !met) {
-            let target = &spec.targets[unmet];
-            return Err(wrong(format!("no matrix is called {target:?} in the chosen parts of the model")));
-        }
-        if found == 0 {
-            return Err(wrong("the chosen parts of the model have no matrices in blocks".into()));
-        }
+        declare_adapters(&mut layout, family.decoder.head, spec)?;
         Ok(self.grow(family, spec.clone(), |master| {
             let num_base = master.len();
             let mut weights = layout.build_on(master);
@@ -128,6 +95,47 @@ impl Policy {
             layout.build_on(master)
         }))
     }
+}
+
+fn wrong(problem: String) -> ModelError {
+    ModelError::Config {
+        path: "lora".into(),
+        problem,
+        hint:
+            "targets are names of modules, for instance q_proj, v_proj, gate_proj; rank is at least 1, dropout below 1"
+                .into(),
+    }
+}
+
+/// Declares the adapters behind everything that a family has declared. `head` gets none: it is multiplied apart from
+/// the tape, in chunks of the vocabulary.
+pub(crate) fn declare_adapters(layout: &mut Layout, head: LinearId, spec: &AdapterSpec) -> Result<(), ModelError> {
+    let mut met = vec![false; spec.targets.len()];
+    let mut found = 0;
+    for (id, part) in layout.matrices() {
+        if id == head || !spec.parts.includes(part) {
+            continue;
+        }
+        for (name, first, rows) in layout.stacked(id) {
+            let module = name.trim_end_matches(".weight");
+            if !spec.wants(module, part) {
+                continue;
+            }
+            for (met, target) in met.iter_mut().zip(&spec.targets) {
+                *met |= module.ends_with(target.as_str());
+            }
+            layout.adapter(id, module, first, rows, spec.rank, spec.scale());
+            found += 1;
+        }
+    }
+    if let Some(unmet) = met.iter().position(|met| !met) {
+        let target = &spec.targets[unmet];
+        return Err(wrong(format!("no matrix is called {target:?} in the chosen parts of the model")));
+    }
+    if found == 0 {
+        return Err(wrong("the chosen parts of the model have no matrices in blocks".into()));
+    }
+    Ok(())
 }
 
 #[cfg(test)]

@@ -48,6 +48,26 @@ pub enum ModelError {
         /// Names and shapes, a line each.
         problems: String,
     },
+    /// The weights alone do not fit into memory.
+    #[error("{path}: the weights take {:.2} GiB, {:.2} GiB of memory are free", gib(*needed), gib(*available))]
+    TooLarge {
+        /// The folder.
+        path: PathBuf,
+        /// Bytes of the weights and their copies.
+        needed: usize,
+        /// Bytes that are free.
+        available: usize,
+    },
+    /// The tokenizer can write tokens that the model has no row for.
+    #[error("{path}: the tokenizer has the id {id}, the model's embedding has {vocabulary} rows")]
+    Tokenizer {
+        /// The folder.
+        path: PathBuf,
+        /// The id.
+        id: u32,
+        /// Rows of the embedding.
+        vocabulary: usize,
+    },
     /// A batch contradicts itself or the model.
     #[error("batch does not fit the model: {problem}")]
     Batch {
@@ -60,6 +80,10 @@ pub enum ModelError {
         /// Which quantity.
         what: String,
     },
+}
+
+fn gib(bytes: usize) -> f64 {
+    bytes as f64 / f64::from(1 << 30)
 }
 
 impl ModelError {
@@ -77,6 +101,14 @@ impl ModelError {
                     .into()
             }
             ModelError::Mismatch { .. } => "config.json and the safetensors files must come from one checkpoint".into(),
+            ModelError::TooLarge { .. } => {
+                "foveate plan shows what each part takes; take a smaller model, or a machine with more memory".into()
+            }
+            ModelError::Tokenizer { .. } => {
+                "tokenizer.json and config.json must come from one checkpoint; if tokens were added, the embedding must be \
+                 resized and saved with them"
+                    .into()
+            }
             ModelError::Batch { .. } => {
                 "the prompt must hold exactly one placeholder for each image feature, and ids below the vocabulary"
                     .into()

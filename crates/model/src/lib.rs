@@ -23,6 +23,8 @@ pub mod families;
 mod linear;
 /// Adapters on disk.
 pub mod peft;
+/// What a model will take.
+pub mod plan;
 /// A model that scores, learns and samples.
 pub mod policy;
 /// Rotary positions in one or three axes.

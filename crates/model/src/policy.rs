@@ -35,7 +35,7 @@ pub enum Precision {
 }
 
 impl Precision {
-    fn operand(self) -> Kind {
+    pub(crate) fn operand(self) -> Kind {
         match self {
             Precision::F32 => Kind::F32,
             Precision::Bf16 => Kind::Bf16,

@@ -270,6 +270,16 @@ impl Layout {
         LinearId(self.linears.len() - 1)
     }
 
+    /// Everything declared so far.
+    pub fn infos(&self) -> &[ParamInfo] {
+        &self.infos
+    }
+
+    /// Every matrix declared so far.
+    pub fn linears(&self) -> &[Linear] {
+        &self.linears
+    }
+
     /// Names of the weights that a matrix is stacked from, with their first row and number of rows.
     pub fn stacked(&self, id: LinearId) -> Vec<(String, usize, usize)> {
         let linear = &self.linears[id.0];

@@ -36,6 +36,9 @@ pub mod checkpoint;
 // Models that travel inside the program.
 pub mod builtin;
 
+// Models in the hub's cache.
+pub mod hub;
+
 // The name of a model to the folder that holds it.
 pub mod source;
 

@@ -164,8 +164,8 @@ impl<'a> Session<'a> {
             }
         };
         let home = model_home(run, folder)?;
-        let prompter = Prompter::load(&home.folder)?;
         let mut policy = base_policy(run, &home)?;
+        let prompter = home.prompter(&policy)?;
         let underneath = base_mark(&policy);
         let stage = found.as_ref().map_or(0, |found| found.state.stage);
         policy.set_trainable(run.stage[stage.min(run.stage.len() - 1)].train);

@@ -1,13 +1,15 @@
-//! From the name of a model to the folder that holds it: a built-in model, a folder in Hugging Face layout, or a folder
-//! with a PEFT adapter, which names the model underneath.
+//! From the name of a model to the folder that holds it: a built-in model, a folder in Hugging Face layout, a hub id
+//! that the hub's programs have downloaded, or a folder with a PEFT adapter, which names the model underneath.
 //! Knows names and folders; reads no weights until it is asked to. Cost: none before that.
 
 use std::path::{Path, PathBuf};
 
-use foveate_model::{ModelError, Policy, Precision, peft};
+use foveate_model::{ModelError, Policy, Precision, peft, plan};
 
 use crate::builtin;
 use crate::checkpoint::durable::FileError;
+use crate::hub::{self, HubId};
+use crate::prompt::{PromptError, Prompter};
 
 /// A model that was found.
 #[derive(Clone, Debug, PartialEq)]
@@ -36,6 +38,9 @@ pub enum SourceError {
     /// The adapter's settings cannot be used.
     #[error(transparent)]
     Model(#[from] ModelError),
+    /// Tokenizer, template or image settings cannot be used.
+    #[error(transparent)]
+    Prompt(#[from] PromptError),
     /// A built-in model could not be unpacked.
     #[error(transparent)]
     File(#[from] FileError),
@@ -47,6 +52,7 @@ impl SourceError {
         match self {
             SourceError::Unknown { hint, .. } => Some(hint.clone()),
             SourceError::Model(error) => Some(error.hint()),
+            SourceError::Prompt(error) => Some(error.hint().to_string()),
             SourceError::File(error) => error.hint(),
         }
     }
@@ -101,6 +107,15 @@ fn plain(folder: &Path, name: &str) -> Result<ModelSource, SourceError> {
         );
     }
     let known = builtin::names().join(", ");
+    if let (Some(id), Some(root)) = (HubId::parse(name), hub::cache_root()) {
+        if let Some(folder) = id.cached(&root) {
+            return Ok(ModelSource { folder, name: name.to_string(), adapter: None });
+        }
+        return unknown(
+            &format!("neither a folder nor in the hub's cache at {}", root.display()),
+            format!("nothing is fetched at run time: get it once with `{}`; built in: {known}", id.how_to_get()),
+        );
+    }
     unknown(
         "neither a built-in model nor a folder",
         format!("built in: {known}; or give a folder; a checkpoint of a run lies in runs/NAME/checkpoints/"),
@@ -108,8 +123,21 @@ fn plain(folder: &Path, name: &str) -> Result<ModelSource, SourceError> {
 }
 
 impl ModelSource {
+    /// Loads what turns conversations into tokens for `policy`, and refuses ids that the model has no row for.
+    pub fn prompter(&self, policy: &Policy) -> Result<Prompter, SourceError> {
+        let prompter = Prompter::load(&self.folder)?;
+        let vocabulary = policy.description().vocabulary;
+        match prompter.codec().largest_id() {
+            Some(id) if id as usize >= vocabulary => {
+                Err(ModelError::Tokenizer { path: self.folder.clone(), id, vocabulary }.into())
+            }
+            _ => Ok(prompter),
+        }
+    }
+
     /// Loads the model, its adapter beside it if there is one.
     pub fn load(&self, precision: Precision) -> Result<Policy, ModelError> {
+        plan::check_fits(&self.folder, precision)?;
         let policy = Policy::load(&self.folder, precision)?;
         match &self.adapter {
             None => Ok(policy),

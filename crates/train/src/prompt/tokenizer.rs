@@ -107,6 +107,11 @@ impl TextCodec {
         &self.end_ids
     }
 
+    /// The largest id that a text can become.
+    pub fn largest_id(&self) -> Option<u32> {
+        self.tokenizer.get_vocab(true).into_values().max()
+    }
+
     /// Rows of the embedding table.
     pub fn vocab_size(&self) -> usize {
         self.vocab_size

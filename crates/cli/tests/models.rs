@@ -1,0 +1,107 @@
+//! Names of models on the command line: what is found, what is refused, and what a model is said to take.
+
+mod support;
+
+use std::fs;
+use std::path::Path;
+
+use serde_json::Value;
+use support::{folder_with, foveate, last_checkpoint, refuse, succeed, text};
+
+const RECIPE: &str = r#"
+[data]
+train = { task = "counting", rows = 8 }
+[[stage]]
+name = "examples"
+rule = { kind = "sft" }
+questions_per_step = 4
+steps = 1
+"#;
+
+fn model(here: &Path) -> std::path::PathBuf {
+    succeed(&["train", "r.toml", "--out", "run"], here);
+    last_checkpoint(&here.join("run"))
+}
+
+#[test]
+fn hub_ids_are_found_in_the_hubs_cache_and_nowhere_else() {
+    let folder = folder_with(RECIPE);
+    let here = folder.path();
+    let from = model(here);
+    let home = here.join("cache/models--org--tiny");
+    fs::create_dir_all(home.join("refs")).unwrap();
+    fs::write(home.join("refs/main"), "0123abcd").unwrap();
+    fs::create_dir_all(home.join("snapshots")).unwrap();
+    fs::rename(&from, home.join("snapshots/0123abcd")).unwrap();
+    let with_cache = |args: &[&str]| {
+        let output = foveate(args, here).env("HF_HUB_CACHE", here.join("cache")).output().unwrap();
+        (output.status.code(), text(&output))
+    };
+    let (code, told) = with_cache(&["model", "inspect", "org/tiny"]);
+    assert!(code == Some(0) && told.contains("smolvlm"), "{told}");
+    let (code, told) = with_cache(&["model", "inspect", "org/tiny@0123abcd"]);
+    assert!(code == Some(0) && told.contains("smolvlm"), "{told}");
+    let (code, told) = with_cache(&["model", "inspect", "org/other"]);
+    assert!(code == Some(2) && told.contains("hf download org/other"), "{told}");
+    assert!(told.contains("cache"), "{told}");
+
+    // A run on the id, an adapter on top, and the adapter found again through the id.
+    let recipe = RECIPE.replace("[data]", "model = \"org/tiny\"\n[lora]\nrank = 2\n[data]");
+    fs::write(here.join("a.toml"), format!("name = \"a\"\n{recipe}")).unwrap();
+    let (code, told) = with_cache(&["train", "a.toml", "--out", "adapted"]);
+    assert_eq!(code, Some(0), "{told}");
+    let adapter = last_checkpoint(&here.join("adapted"));
+    let config: Value = serde_json::from_slice(&fs::read(adapter.join("adapter_config.json")).unwrap()).unwrap();
+    assert_eq!(config["base_model_name_or_path"], "org/tiny");
+    let (code, told) = with_cache(&["model", "inspect", &adapter.to_string_lossy()]);
+    assert_eq!(code, Some(0), "{told}");
+    let output = foveate(&["model", "inspect", &adapter.to_string_lossy()], here)
+        .env("HF_HUB_CACHE", here.join("nothing"))
+        .output()
+        .unwrap();
+    assert!(text(&output).contains("belongs to the model \"org/tiny\""), "{}", text(&output));
+}
+
+#[test]
+fn a_tokenizer_that_knows_more_than_the_model_is_refused() {
+    let folder = folder_with(RECIPE);
+    let here = folder.path();
+    let path = model(here).join("tokenizer.json");
+    let mut tokenizer: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+    let added = tokenizer["added_tokens"].as_array_mut().unwrap();
+    let mut token = added[0].clone();
+    token["id"] = 9999.into();
+    token["content"] = "<|more|>".into();
+    added.push(token);
+    fs::write(&path, tokenizer.to_string()).unwrap();
+    let told = refuse(&["model", "inspect", &path.parent().unwrap().to_string_lossy()], here);
+    assert!(told.contains("tokenizer") && told.contains("rows"), "{told}");
+}
+
+#[test]
+fn plans_are_told_for_models_and_recipes() {
+    let folder = folder_with(RECIPE);
+    let here = folder.path();
+    let path = model(here);
+    let told = succeed(&["plan", &path.to_string_lossy(), "--precision", "f32"], here);
+    for line in ["parameters", "weights", "moments", "keys and values", "all to learn"] {
+        assert!(told.contains(line), "{line}: {told}");
+    }
+    let recipe = format!("name = \"a\"\nmodel = \"{}\"\n{RECIPE}", path.display());
+    fs::write(here.join("a.toml"), recipe).unwrap();
+    let told = succeed(&["plan", "a.toml"], here);
+    assert!(told.contains("stage examples") && told.contains("peak"), "{told}");
+}
+
+#[test]
+fn a_model_larger_than_the_memory_is_refused_before_it_is_loaded() {
+    let folder = folder_with(RECIPE);
+    let here = folder.path();
+    let path = model(here).join("config.json");
+    let mut config: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+    config["text_config"]["intermediate_size"] = 16_000_000.into();
+    config["text_config"]["hidden_size"] = 9_600_000.into();
+    fs::write(&path, config.to_string()).unwrap();
+    let told = refuse(&["chat", &path.parent().unwrap().to_string_lossy(), "--ask", "hi"], here);
+    assert!(told.contains("GiB") && told.contains("foveate plan"), "{told}");
+}
