@@ -1,8 +1,8 @@
-//! `foveate data make|show|audit`: rows on disk, rows to look at, rows checked.
+//! `foveate data make|convert|show|audit`: rows on disk, rows to look at, rows checked.
 
 use std::path::{Path, PathBuf};
 
-use clap::Subcommand;
+use clap::{Subcommand, ValueEnum};
 use foveate_tasks::contact_sheet;
 use foveate_train::checkpoint::durable::write_file;
 use foveate_train::data::{self, Dataset, write::png};
@@ -26,6 +26,20 @@ enum Command {
         /// The new folder
         #[arg(long)]
         out: PathBuf,
+        /// Seed of built-in worlds
+        #[arg(long, default_value_t = 0)]
+        seed: u64,
+    },
+    /// Write rows of a source in the form that other programs read
+    Convert {
+        /// A source such as '{ path = "train.json", images = "pictures" }', or a file of rows
+        source: String,
+        /// The new folder
+        #[arg(long)]
+        out: PathBuf,
+        /// What is written
+        #[arg(long)]
+        to: FormArg,
         /// Seed of built-in worlds
         #[arg(long, default_value_t = 0)]
         seed: u64,
@@ -60,6 +74,17 @@ enum Command {
     },
 }
 
+/// Forms of files.
+#[derive(Clone, Copy, ValueEnum)]
+enum FormArg {
+    /// Our own fields, one object a line
+    Rows,
+    /// OpenAI's messages, one object a line
+    Messages,
+    /// LLaVA's conversations, one JSON array
+    Llava,
+}
+
 /// Does what was asked.
 pub fn run(args: Args) -> anyhow::Result<()> {
     match args.command {
@@ -67,6 +92,16 @@ pub fn run(args: Args) -> anyhow::Result<()> {
             let rows = open(&source, seed)?;
             data::make(&rows, &out)?;
             println!("{} rows: {}", rows.len(), out.join("rows.jsonl").display());
+        }
+        Command::Convert { source, out, to, seed } => {
+            let rows = open(&source, seed)?;
+            let form = match to {
+                FormArg::Rows => data::Form::Rows,
+                FormArg::Messages => data::Form::Messages,
+                FormArg::Llava => data::Form::Llava,
+            };
+            data::convert(&rows, &out, form)?;
+            println!("{} rows: {}", rows.len(), out.join(form.file()).display());
         }
         Command::Show { source, out, rows, columns, seed } => {
             if rows == 0 || columns == 0 || rows > 400 {

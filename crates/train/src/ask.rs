@@ -5,13 +5,14 @@ use foveate_tasks::derive::question_text;
 use foveate_tasks::row::Row;
 use serde::{Deserialize, Serialize};
 
-use crate::prompt::{Conversation, Role, Turn};
+use crate::data::conversations::{EARLIER, Earlier, SYSTEM};
+use crate::prompt::{Conversation, Part, Role, Turn};
 
 /// How a row is put to the model.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct AskConfig {
-    /// A system turn above the question; empty for none. Small models rarely need one.
+    /// A system turn above the question; empty for none but the row's own. Small models rarely need one.
     pub system: String,
     /// Text after each question, for instance `" Think step by step, then write Answer: and the answer."`. A model
     /// that was trained in its format needs none; a foreign checkpoint learns the format much faster with one.
@@ -23,12 +24,32 @@ impl AskConfig {
     pub fn conversation(&self, row: &Row) -> Conversation {
         let mut question = question_text(row);
         question.push_str(&self.suffix);
-        let mut conversation = Conversation::question(&row.images, question);
-        if !self.system.is_empty() {
-            conversation.turns.insert(0, Turn::text(Role::System, self.system.as_str()));
+        let earlier = earlier(row);
+        let shown: usize = earlier.iter().map(|turn| turn.images).sum();
+        let (before, own) = row.images.split_at(shown.min(row.images.len()));
+        let mut turns = Vec::with_capacity(earlier.len() + 2);
+        let system = match self.system.as_str() {
+            "" => row.meta.get(SYSTEM).and_then(|system| system.as_str()).unwrap_or(""),
+            system => system,
+        };
+        if !system.is_empty() {
+            turns.push(Turn::text(Role::System, system));
         }
-        conversation
+        let mut before = before.iter();
+        for turn in earlier {
+            let mut parts: Vec<Part> = before.by_ref().take(turn.images).cloned().map(Part::Image).collect();
+            parts.push(Part::Text(turn.text));
+            turns.push(Turn { role: if turn.answered { Role::Assistant } else { Role::User }, parts });
+        }
+        turns.extend(Conversation::question(own, question).turns);
+        Conversation { turns }
     }
+}
+
+/// The turns before a row's question; rows that were written by hand have none.
+fn earlier(row: &Row) -> Vec<Earlier> {
+    let kept = row.meta.get(EARLIER).cloned().unwrap_or_default();
+    serde_json::from_value(kept).unwrap_or_default()
 }
 
 /// What a supervised or memorised answer looks like.

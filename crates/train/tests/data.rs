@@ -361,3 +361,64 @@ proptest::proptest! {
         }
     }
 }
+
+#[test]
+fn earlier_turns_come_along_and_every_form_is_read_back() {
+    use foveate_train::ask::AskConfig;
+    use foveate_train::data::{Form, convert};
+    use foveate_train::prompt::{Part, Role};
+
+    let folder = folder(&[
+        r#"{"id": "x", "messages": [{"role": "system", "content": "Be short."}, {"role": "user", "content": [{"type": "image", "image": "a.png"}, {"type": "text", "text": "What is it?"}]}, {"role": "assistant", "content": "A square."}, {"role": "user", "content": [{"type": "image", "image": "a.png"}, {"type": "text", "text": "How many now?"}]}, {"role": "assistant", "content": "One and one.\nAnswer: 2"}]}"#,
+        r#"{"id": "y", "question": "How many?", "answer": 3}"#,
+    ]);
+    let here = folder.path();
+    let rows = rows_of(&open_file(here, jsonl()).unwrap());
+    assert_eq!(rows.len(), 3);
+    let conversation = AskConfig::default().conversation(&rows[1]);
+    let roles: Vec<Role> = conversation.turns.iter().map(|turn| turn.role).collect();
+    assert_eq!(roles, [Role::System, Role::User, Role::Assistant, Role::User]);
+    let pictures =
+        |turn: usize| conversation.turns[turn].parts.iter().filter(|part| matches!(part, Part::Image(_))).count();
+    assert_eq!((pictures(1), pictures(2), pictures(3)), (1, 0, 1));
+    assert_eq!(conversation.turns[2].parts, [Part::Text("A square.".into())]);
+    let own = AskConfig { system: "Think.".into(), ..AskConfig::default() };
+    assert_eq!(own.conversation(&rows[1]).turns[0].parts, [Part::Text("Think.".into())]);
+    assert_eq!(AskConfig::default().conversation(&rows[2]).turns.len(), 1);
+
+    for form in [Form::Rows, Form::Messages, Form::Llava] {
+        let out = here.join(format!("{form:?}"));
+        convert(&open_file(here, jsonl()).unwrap(), &out, form).unwrap();
+        let back = rows_of(&open_file(&out, DataSource::file(form.file())).unwrap());
+        for (index, row) in back.into_iter().enumerate().filter(|(index, _)| *index != 1 || form == Form::Rows) {
+            assert_eq!((&row.question, &row.answer), (&rows[index].question, &rows[index].answer), "{form:?}");
+            assert_eq!(row.images.len(), rows[index].images.len(), "{form:?}");
+        }
+        let text = fs::read_to_string(out.join(form.file())).unwrap();
+        assert!(text.contains("A square.") && text.contains("Be short."), "{form:?}: {text}");
+        assert!(!text.contains(&here.display().to_string()), "paths are relative: {text}");
+    }
+}
+
+#[test]
+fn copies_of_pictures_are_found_by_their_looks() {
+    let folder = folder(&[]);
+    let here = folder.path();
+    let picture = |shift: u32, side: u32| {
+        image::RgbImage::from_fn(side, side, |x, y| {
+            let (x, y) = (x as f32 / side as f32, y as f32 / side as f32);
+            let wave = (6.0 * x + shift as f32).sin() + (4.0 * y * (1.0 + shift as f32) - x).cos();
+            image::Rgb([(127.0 + 60.0 * wave) as u8, (90.0 + 40.0 * wave) as u8, 80])
+        })
+    };
+    picture(0, 96).save(here.join("one.png")).unwrap();
+    picture(0, 64).save(here.join("smaller.png")).unwrap();
+    picture(2, 96).save(here.join("other.png")).unwrap();
+    let line = |id: &str| format!(r#"{{"id": "{id}", "image": "{id}.png", "question": "What?", "answer": "x"}}"#);
+    let lines = [line("one"), line("other"), line("smaller")];
+    fs::write(here.join("rows.jsonl"), lines.join("\n")).unwrap();
+    let found = audit(&open_file(here, jsonl()).unwrap());
+    assert_eq!(found.look_alikes, [("one".to_string(), "smaller".to_string())]);
+    assert!(found.duplicates.is_empty());
+    assert!(found.to_string().contains("pictures that look alike: 1"));
+}

@@ -1,6 +1,6 @@
 //! Says what is in a data set and what is wrong with it: types, balance, duplicates, overlap between training and
 //! test, rationales that contradict their answer, images that cannot be read.
-//! Near duplicates (resized or re-encoded pictures) are not found; pictures are compared pixel by pixel.
+//! Pictures are compared pixel by pixel, and by their looks from afar (`near`): resized or re-encoded ones are found.
 //! Cost: decodes every picture once, in parallel; rows of worlds are compared by their facts instead.
 
 use std::collections::{BTreeMap, HashMap};
@@ -11,6 +11,7 @@ use rayon::prelude::*;
 use serde::Serialize;
 
 use super::dataset::Dataset;
+use super::near;
 
 /// The findings about one data set.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
@@ -41,6 +42,8 @@ pub struct Audit {
     pub unreadable: Vec<(String, String)>,
     /// Pairs of ids with the same images and the same question.
     pub duplicates: Vec<(String, String)>,
+    /// Pairs of ids whose pictures differ and look alike: resized, re-encoded or brightened.
+    pub look_alikes: Vec<(String, String)>,
     /// Ids of rows whose rationale ends in another number than the answer, with that number.
     pub contradictions: Vec<(String, String)>,
 }
@@ -93,6 +96,7 @@ pub fn audit(dataset: &Dataset) -> Audit {
             },
         }
     }
+    audit.look_alikes = look_alikes(&rows);
     let share = |count: usize, of: usize| count as f64 / of.max(1) as f64;
     // Of equally frequent answers the last by name: any fixed rule will do.
     if let Some((answer, count)) = answers.into_iter().max_by_key(|(_, count)| *count) {
@@ -102,6 +106,29 @@ pub fn audit(dataset: &Dataset) -> Audit {
     let lettered: usize = letters.values().sum();
     audit.letters = letters.into_iter().map(|(letter, count)| (letter, share(count, lettered))).collect();
     audit
+}
+
+/// Pairs of rows whose first pictures look alike without being the same. Worlds draw every scene anew, and their scenes
+/// are compared by facts already.
+fn look_alikes(rows: &[Row]) -> Vec<(String, String)> {
+    let looks: Vec<Option<(u64, near::Look)>> = rows
+        .par_iter()
+        .map(|row| {
+            let drawn = row.images.first().is_none_or(|image| matches!(image, ImageData::Drawn(_)));
+            let world = World::ALL.iter().any(|world| world.name() == row.task);
+            if drawn || world {
+                return None;
+            }
+            let picture = open_image(row.images.first()?).ok()?;
+            Some((hash(picture.to_rgb8().as_raw()), near::look(&picture)))
+        })
+        .collect();
+    // The same picture under several questions is looked at once.
+    let mut seen = std::collections::HashSet::new();
+    let distinct: Vec<Option<near::Look>> =
+        looks.iter().map(|look| look.and_then(|(key, look)| seen.insert(key).then_some(look))).collect();
+    let id = |index: usize| rows[index].id.clone();
+    near::pairs(&distinct).into_iter().map(|(a, b)| (id(a), id(b))).collect()
 }
 
 /// Test rows whose images and question are in the training set, whatever form the question has there.
@@ -149,13 +176,22 @@ fn image_keys(row: &Row) -> Result<Vec<u64>, String> {
 }
 
 fn image_key(image: &ImageData) -> Result<u64, String> {
-    let decoded = match image {
-        ImageData::Drawn(drawing) => return Ok(hash(&drawing.rgb) ^ u64::from(drawing.width)),
-        ImageData::Path(path) => image::open(path).map_err(|error| format!("{}: {error}", path.display()))?,
-        ImageData::Encoded(bytes) => image::load_from_memory(bytes).map_err(|error| error.to_string())?,
+    if let ImageData::Drawn(drawing) = image {
+        return Ok(hash(&drawing.rgb) ^ u64::from(drawing.width));
     }
-    .to_rgb8();
+    let decoded = open_image(image)?.to_rgb8();
     Ok(hash(decoded.as_raw()) ^ u64::from(decoded.width()))
+}
+
+fn open_image(image: &ImageData) -> Result<image::DynamicImage, String> {
+    match image {
+        ImageData::Drawn(drawing) => {
+            let rgb = image::RgbImage::from_raw(drawing.width, drawing.height, drawing.rgb.clone());
+            rgb.map(image::DynamicImage::ImageRgb8).ok_or_else(|| "the drawing has another size than it says".into())
+        }
+        ImageData::Path(path) => image::open(path).map_err(|error| format!("{}: {error}", path.display())),
+        ImageData::Encoded(bytes) => image::load_from_memory(bytes).map_err(|error| error.to_string()),
+    }
 }
 
 /// 64-bit FNV-1a.
@@ -212,6 +248,7 @@ impl fmt::Display for Audit {
         }
         findings(f, "unreadable images", &self.unreadable)?;
         findings(f, "duplicates", &self.duplicates)?;
+        findings(f, "pictures that look alike", &self.look_alikes)?;
         findings(f, "rationale ends in another number", &self.contradictions)
     }
 }

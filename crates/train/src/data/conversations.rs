@@ -1,8 +1,9 @@
 //! Conversations to questions and answers: LLaVA / ShareGPT `conversations` and OpenAI-style `messages`.
-//! Each exchange (one turn asked, one answered) becomes a row of its own and sees all images up to its turn; earlier
-//! words are not carried along, since a row asks one question.
+//! Each exchange (one turn asked, one answered) becomes a row of its own; the turns before it come along, with their
+//! images, so that the row asks what was asked there.
 //! Cost: none worth naming.
 
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use super::error::Problem;
@@ -16,9 +17,29 @@ pub struct Exchange {
     pub answer: String,
     /// Image references up to this turn, still unread.
     pub images: Vec<Value>,
+    /// The turns before it, in order; their images come first in `images`.
+    pub earlier: Vec<Earlier>,
     /// The system prompt, empty if there is none.
     pub system: String,
 }
+
+/// A turn before the question.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Earlier {
+    /// Whether the model said it.
+    pub answered: bool,
+    /// The words, image marks removed.
+    pub text: String,
+    /// Images that it brought.
+    #[serde(default)]
+    pub images: usize,
+}
+
+/// Where a row keeps its system prompt, in `meta`.
+pub const SYSTEM: &str = "system";
+/// Where a row keeps the turns before its question, in `meta`.
+pub const EARLIER: &str = "earlier";
 
 /// The mark that stands for an image in LLaVA and ShareGPT texts.
 const MARK: &str = "<image>";
@@ -34,9 +55,12 @@ pub fn exchanges(row: &Map<String, Value>, field: &str, attached: &[Value]) -> R
         ));
     };
     let mut images: Vec<Value> = attached.to_vec();
-    let (mut system, mut asked) = (String::new(), None::<String>);
-    let mut marks = 0;
-    let mut found = Vec::new();
+    let (mut system, mut asked) = (String::new(), None::<Earlier>);
+    let (mut marks, mut shown) = (0, 0);
+    // Images named beside the conversation are marked where they belong, or belong to its first question.
+    let marked = turns.iter().any(|turn| turn.to_string().contains(MARK));
+    let mut unplaced = if marked { 0 } else { attached.len() };
+    let (mut earlier, mut found) = (Vec::new(), Vec::new());
     for (i, turn) in turns.iter().enumerate() {
         let place = || format!("{field}[{i}]");
         let role = ["role", "from"].iter().find_map(|key| turn.get(key)).and_then(Value::as_str);
@@ -45,6 +69,7 @@ pub fn exchanges(row: &Map<String, Value>, field: &str, attached: &[Value]) -> R
             return Err(Problem::new(place(), "role or content is missing", "each turn needs both, as strings"));
         };
         let (text, more) = content_parts(content, &place)?;
+        let brought = if marked { text.matches(MARK).count() } else { more.len() };
         images.extend(more);
         marks += text.matches(MARK).count();
         let text = unmarked(&text);
@@ -52,13 +77,26 @@ pub fn exchanges(row: &Map<String, Value>, field: &str, attached: &[Value]) -> R
             "system" => system = text,
             "user" | "human" => {
                 // Two user turns in a row are one question in two pieces.
-                asked = Some(asked.map_or(text.clone(), |before| format!("{before}\n{text}")));
+                let new = brought + std::mem::take(&mut unplaced);
+                shown += new;
+                let turn = asked.get_or_insert_default();
+                turn.images += new;
+                turn.text = if turn.text.is_empty() { text } else { format!("{}\n{text}", turn.text) };
             }
             "assistant" | "gpt" | "model" => {
                 let Some(question) = asked.take() else {
                     return Err(Problem::new(place(), "it answers nothing", "the turn before must be the user's"));
                 };
-                found.push(Exchange { question, answer: text, images: images.clone(), system: system.clone() });
+                found.push(Exchange {
+                    question: question.text.clone(),
+                    answer: text.clone(),
+                    // How many of them are seen by now; which ones is known at the end.
+                    images: vec![Value::Null; shown],
+                    earlier: earlier.clone(),
+                    system: system.clone(),
+                });
+                earlier.push(question);
+                earlier.push(Earlier { answered: true, text, images: 0 });
             }
             other => {
                 let hint = "roles are system, user (human) and assistant (gpt)";
@@ -72,6 +110,10 @@ pub fn exchanges(row: &Map<String, Value>, field: &str, attached: &[Value]) -> R
     if marks > 0 && marks != images.len() {
         let problem = format!("{marks} `{MARK}` marks, but {} images", images.len());
         return Err(Problem::new(field, problem, "each image is marked once, or none is"));
+    }
+    for exchange in &mut found {
+        let seen = exchange.images.len().min(images.len());
+        exchange.images = images[..seen].to_vec();
     }
     Ok(found)
 }
@@ -145,6 +187,27 @@ mod tests {
         assert_eq!(found.len(), 2);
         assert_eq!((found[0].question.as_str(), found[1].answer.as_str()), ("What is it?", "Black."));
         assert!(found.iter().all(|exchange| exchange.images == [json!("a.jpg")]));
+        assert_eq!(found[0].earlier, []);
+        let asked = Earlier { answered: false, text: "What is it?".into(), images: 1 };
+        let answered = Earlier { answered: true, text: "A cat.".into(), images: 0 };
+        assert_eq!(found[1].earlier, [asked, answered]);
+    }
+
+    #[test]
+    fn images_are_seen_from_their_turn_on() {
+        let row = json!({"conversations": [
+            {"from": "human", "value": "<image>\nWhat is it?"}, {"from": "gpt", "value": "A cat."},
+            {"from": "human", "value": "And this? <image>"}, {"from": "gpt", "value": "A dog."}]});
+        let found = read(row, "conversations", &[json!("a.jpg"), json!("b.jpg")]).unwrap();
+        assert_eq!((found[0].images.len(), found[1].images.len()), (1, 2));
+        assert_eq!(found[1].earlier[0].images, 1);
+        let row = json!({"messages": [
+            {"role": "user", "content": [{"type": "image", "image": "a.png"}, {"type": "text", "text": "One?"}]},
+            {"role": "assistant", "content": "1"},
+            {"role": "user", "content": [{"type": "image", "image": "b.png"}, {"type": "text", "text": "Two?"}]},
+            {"role": "assistant", "content": "2"}]});
+        let found = read(row, "messages", &[]).unwrap();
+        assert_eq!((found[0].images.len(), found[1].images.len(), found[1].earlier[0].images), (1, 2, 1));
     }
 
     #[test]
@@ -160,6 +223,7 @@ mod tests {
             question: "Count.".into(),
             answer: "3".into(),
             images: vec![json!("a.png"), json!("b.png")],
+            earlier: vec![],
             system: "Be short.".into(),
         };
         assert_eq!(found, [expected]);

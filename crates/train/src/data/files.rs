@@ -14,7 +14,7 @@ use serde_json::{Map, Value};
 use super::answer::{self, AnswerType};
 use super::base64;
 use super::config::OnBadRow;
-use super::conversations::{exchanges, split_reasoning};
+use super::conversations::{EARLIER, SYSTEM, exchanges, split_reasoning};
 use super::error::{DataError, Place, Problem};
 
 /// How a file is read.
@@ -199,7 +199,11 @@ fn conversation_rows(
         row.answer = answer::typed(&Value::String(text), declared, &[])?;
         row.images = exchange.images.iter().map(|image| read_image(reading, image, field)).collect::<Result<_, _>>()?;
         if !exchange.system.is_empty() {
-            row.meta.insert("system".into(), exchange.system.into());
+            row.meta.insert(SYSTEM.into(), exchange.system.into());
+        }
+        if !exchange.earlier.is_empty() {
+            let earlier = serde_json::to_value(exchange.earlier).expect("plain data always serialises");
+            row.meta.insert(EARLIER.into(), earlier);
         }
         Ok(row)
     };

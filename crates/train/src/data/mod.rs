@@ -22,6 +22,8 @@ pub mod questions;
 
 pub mod write;
 
+pub mod near;
+
 pub mod audit;
 
 pub use audit::{Audit, Overlap, audit, overlap};
@@ -30,4 +32,4 @@ pub use dataset::{Dataset, Skipped, open};
 pub use error::{DataError, Place};
 pub use foveate_tasks::{Answer, Call, Drawing, Format, ImageData, Quality, Row, Split, World};
 pub use questions::{Order, Question, Questions};
-pub use write::{make, write_rows};
+pub use write::{Form, convert, make, write_rows};

@@ -10,6 +10,7 @@ use foveate_tasks::{Drawing, ImageData, Row};
 use rayon::prelude::*;
 use serde_json::{Map, Value, json};
 
+use super::conversations::{EARLIER, Earlier, SYSTEM};
 use super::dataset::Dataset;
 use super::error::DataError;
 
@@ -20,8 +21,31 @@ const IMAGES: &str = "images";
 /// Rows drawn at a time; bounds memory.
 const CHUNK: usize = 256;
 
+/// How rows are written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Form {
+    /// Our own fields, one object a line: nothing is lost.
+    Rows,
+    /// `{"messages": [..]}`, one object a line.
+    Messages,
+    /// LLaVA's `conversations`, one JSON array.
+    Llava,
+}
+
+impl Form {
+    /// Name of the file in a folder made by [`convert`].
+    pub fn file(self) -> &'static str {
+        if self == Form::Llava { "rows.json" } else { ROWS }
+    }
+}
+
 /// Writes a data set into the new folder `folder`: `rows.jsonl` and `images/`.
 pub fn make(dataset: &Dataset, folder: &Path) -> Result<(), DataError> {
+    convert(dataset, folder, Form::Rows)
+}
+
+/// The same in the form that other programs read.
+pub fn convert(dataset: &Dataset, folder: &Path, form: Form) -> Result<(), DataError> {
     let taken = fs::read_dir(folder).is_ok_and(|mut entries| entries.next().is_some()) || folder.is_file();
     if taken {
         return Err(DataError::Source {
@@ -39,7 +63,7 @@ pub fn make(dataset: &Dataset, folder: &Path) -> Result<(), DataError> {
             fs::remove_dir_all(&aside).map_err(DataError::file("remove", &aside))?;
         }
         fs::create_dir_all(&aside).map_err(DataError::file("create the folder", &aside))?;
-        write_all(dataset.len(), |i| dataset.row(i), &aside.join(ROWS), IMAGES, true)?;
+        write_all(dataset.len(), |i| dataset.row(i), &aside.join(form.file()), IMAGES, true, form)?;
         if folder.is_dir() {
             fs::remove_dir(folder).map_err(DataError::file("replace", folder))?;
         }
@@ -56,7 +80,7 @@ pub fn make(dataset: &Dataset, folder: &Path) -> Result<(), DataError> {
 /// folder beside it, called after the file. The file is replaced in one step, after all pictures.
 pub fn write_rows(rows: &[Row], file: &Path) -> Result<(), DataError> {
     let stem = file.file_stem().map(|stem| stem.to_string_lossy().into_owned()).unwrap_or_default();
-    write_all(rows.len(), |i| rows[i].clone(), file, &format!("{stem}-images"), false)
+    write_all(rows.len(), |i| rows[i].clone(), file, &format!("{stem}-images"), false, Form::Rows)
 }
 
 fn write_all(
@@ -65,11 +89,15 @@ fn write_all(
     file: &Path,
     images: &str,
     copy_files: bool,
+    form: Form,
 ) -> Result<(), DataError> {
     let folder = file.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let aside = folder.join(format!(".{}.partial", file.file_name().unwrap_or_default().to_string_lossy()));
     let mut out = File::create(&aside).map_err(DataError::file("write", &aside))?;
     let written = (|| {
+        if form == Form::Llava {
+            out.write_all(b"[").map_err(DataError::file("write", file))?;
+        }
         for start in (0..count).step_by(CHUNK) {
             let lines: Vec<String> = (start..count.min(start + CHUNK))
                 .into_par_iter()
@@ -80,10 +108,19 @@ fn write_all(
                         .iter()
                         .enumerate()
                         .map(|(j, image)| place_image(image, folder, images, &stem_of(i, j, &row), copy_files));
-                    Ok(line(&row, &names.collect::<Result<Vec<_>, DataError>>()?))
+                    let names = names.collect::<Result<Vec<_>, DataError>>()?;
+                    let separator = if i > 0 { ",\n" } else { "" };
+                    Ok(match form {
+                        Form::Rows => line(&row, &names),
+                        Form::Messages => format!("{}\n", messages(&row, &names)),
+                        Form::Llava => format!("{separator}{}", conversations(&row, &names)),
+                    })
                 })
                 .collect::<Result<_, DataError>>()?;
             out.write_all(lines.concat().as_bytes()).map_err(DataError::file("write", file))?;
+        }
+        if form == Form::Llava {
+            out.write_all(b"]\n").map_err(DataError::file("write", file))?;
         }
         out.sync_all().map_err(DataError::file("write", file))?;
         fs::rename(&aside, file).map_err(DataError::file("write", file))
@@ -156,6 +193,65 @@ pub fn png(drawing: &Drawing) -> Vec<u8> {
     )
     .expect("three bytes per pixel in memory always make a PNG");
     bytes.into_inner()
+}
+
+/// A row's turns: who speaks, what they say, and how many images come with it.
+fn turns(row: &Row) -> Vec<Earlier> {
+    let kept = row.meta.get(EARLIER).cloned().unwrap_or_default();
+    let mut turns: Vec<Earlier> = serde_json::from_value(kept).unwrap_or_default();
+    let shown: usize = turns.iter().map(|turn| turn.images).sum();
+    let question = foveate_tasks::derive::question_text(row);
+    turns.push(Earlier { answered: false, text: question, images: row.images.len().saturating_sub(shown) });
+    let answer = row.answer.text();
+    // Read back, the last line is told from the reasoning above it.
+    let text = match row.rationale.trim() {
+        "" => answer,
+        rationale => format!("{rationale}\nAnswer: {answer}"),
+    };
+    turns.push(Earlier { answered: true, text, images: 0 });
+    turns
+}
+
+/// A row in OpenAI's words.
+fn messages(row: &Row, images: &[String]) -> Value {
+    let mut images = images.iter();
+    let mut messages = Vec::new();
+    if let Some(system) = row.meta.get(SYSTEM) {
+        messages.push(json!({"role": "system", "content": system}));
+    }
+    for turn in turns(row) {
+        let mut parts: Vec<Value> =
+            images.by_ref().take(turn.images).map(|image| json!({"type": "image", "image": image})).collect();
+        let role = if turn.answered { "assistant" } else { "user" };
+        messages.push(if parts.is_empty() {
+            json!({"role": role, "content": turn.text})
+        } else {
+            parts.push(json!({"type": "text", "text": turn.text}));
+            json!({"role": role, "content": parts})
+        });
+    }
+    json!({"id": row.id, "messages": messages})
+}
+
+/// A row in LLaVA's words.
+fn conversations(row: &Row, images: &[String]) -> Value {
+    let mut said = Vec::new();
+    if let Some(system) = row.meta.get(SYSTEM) {
+        said.push(json!({"from": "system", "value": system}));
+    }
+    for turn in turns(row) {
+        let from = if turn.answered { "gpt" } else { "human" };
+        said.push(json!({"from": from, "value": format!("{}{}", "<image>\n".repeat(turn.images), turn.text)}));
+    }
+    let mut fields = Map::new();
+    fields.insert("id".into(), row.id.clone().into());
+    match images {
+        [] => {}
+        [image] => drop(fields.insert("image".into(), image.clone().into())),
+        several => drop(fields.insert("image".into(), several.into())),
+    }
+    fields.insert("conversations".into(), said.into());
+    Value::Object(fields)
 }
 
 /// One line of a rows file. Empty fields are left out.
