@@ -156,7 +156,10 @@ fn bad_rows_and_pictures_are_named() {
     let folder = folder_with(&recipe);
     let here = folder.path();
     let row = |image: &str| {
-        format!("{{\"id\": \"x7\", \"image\": \"{image}\", \"question\": \"How many?\", \"answer\": 3}}\n")
+        format!(
+            "{{\"id\": \"x7\", \"image\": \"{image}\", \"question\": \"How many?\", \"answer\": 3, \
+             \"rationale\": \"I see 3.\"}}\n"
+        )
     };
     fs::write(here.join("rows.jsonl"), row("gone.png")).unwrap();
     let told = refuse(&["train", "r.toml", "--out", "run"], here);

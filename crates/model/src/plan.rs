@@ -13,7 +13,8 @@ use crate::adapters::{AdapterSpec, declare_adapters, is_inside_block};
 use crate::arena::Kind;
 use crate::error::ModelError;
 use crate::families::Family;
-use crate::policy::Precision;
+use crate::policy::{Precision, untie};
+use crate::safetensors_io;
 use crate::weights::{Layout, Part, Trainable};
 
 /// Sizes in bytes, unless they say otherwise.
@@ -50,11 +51,15 @@ pub fn plan(
 ) -> Result<Plan, ModelError> {
     let path = dir.join("config.json");
     let text = std::fs::read_to_string(&path).map_err(|source| ModelError::File { path: path.clone(), source })?;
-    let config: Value = serde_json::from_str(&text).map_err(|error| ModelError::Config {
+    let mut config: Value = serde_json::from_str(&text).map_err(|error| ModelError::Config {
         path: path.clone(),
         problem: error.to_string(),
         hint: "config.json must be a JSON object".into(),
     })?;
+    // As loading does; a folder without weights is planned by its configuration alone.
+    if safetensors_io::has_own_head(dir).unwrap_or(false) {
+        untie(&mut config);
+    }
     of_config(&path, &config, precision, trainable, adapters)
 }
 

@@ -104,11 +104,7 @@ impl Policy {
         if policy.decoder().config.tied && safetensors_io::has_own_head(dir)? {
             // The configuration says tied, by default or by mistake; what is stored counts, as in transformers 5.
             let mut json = json;
-            for place in ["", "/text_config"] {
-                if let Some(Value::Object(keys)) = json.pointer_mut(place) {
-                    keys.insert("tie_word_embeddings".into(), false.into());
-                }
-            }
+            untie(&mut json);
             policy = Self::declare(&path, &json, precision)?;
         }
         policy.naming = safetensors_io::load(&mut policy.weights, dir, policy.family.namings)?;
@@ -453,6 +449,15 @@ impl Policy {
             return wrong(format!("segments cover {at} of {} tokens", batch.ids.len()));
         }
         Ok(())
+    }
+}
+
+/// Says in a configuration that the head is a matrix of its own.
+pub(crate) fn untie(config: &mut Value) {
+    for place in ["", "/text_config"] {
+        if let Some(Value::Object(keys)) = config.pointer_mut(place) {
+            keys.insert("tie_word_embeddings".into(), false.into());
+        }
     }
 }
 
