@@ -215,20 +215,3 @@ fn head_case() -> Vec<Measured> {
     }));
     results
 }
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// Not a check but a printout: `cargo test -p foveate-kernels -- --ignored --nocapture speed`.
-    #[test]
-    #[ignore = "prints measurements"]
-    fn speed() {
-        crate::parallel::with_threads(team::num_threads(), || {
-            for measured in peaks().into_iter().chain(matmul_cases()) {
-                let Measured { name, seconds, gflops, gbytes } = measured;
-                println!("{name:60} {:9.1} us {gflops:8.0} GFLOP/s {gbytes:7.1} GB/s", seconds * 1e6);
-            }
-        });
-    }
-}
