@@ -1,5 +1,7 @@
 //! `foveate doctor`: what this machine offers, and what would be used.
 
+use foveate_kernels::cuda::libraries::{self, Library};
+use foveate_kernels::cuda::{compile, driver};
 use foveate_kernels::isa;
 
 /// Arguments of `foveate doctor`.
@@ -21,10 +23,58 @@ pub fn run(_args: Args) -> anyhow::Result<()> {
     line("bf16 uses", isa::matmul_path().name().to_string());
     let auto = if isa::has_fast_bf16() { "bf16" } else { "f32: this machine has no fast bf16" };
     line("precision auto", auto.to_string());
+    for (name, value) in gpu_lines() {
+        line(name, value);
+    }
     let builtin = foveate_train::builtin::names();
     line("built-in models", if builtin.is_empty() { "none".to_string() } else { builtin.join(", ") });
     isa::check()?;
     Ok(())
+}
+
+/// What a GPU needs, where it was found, and which GPUs there are. Nothing here is a fault: a machine without a GPU is
+/// as good as any.
+fn gpu_lines() -> Vec<(&'static str, String)> {
+    let mut lines = Vec::new();
+    for library in Library::ALL {
+        let name = match library {
+            Library::Driver => "gpu driver",
+            Library::Compiler => "gpu compiler",
+            Library::Products => "gpu products",
+        };
+        let value = match library.find() {
+            Ok(found) => match library {
+                Library::Driver => format!("{found}{}", driver::version().map(version_of).unwrap_or_default()),
+                Library::Compiler => {
+                    let version = compile::version().map(|(major, minor)| format!(", {major}.{minor}"));
+                    format!("{found}{}", version.unwrap_or_default())
+                }
+                Library::Products => found.to_string(),
+            },
+            Err(error) => format!("none: {error}"),
+        };
+        lines.push((name, value));
+    }
+    if Library::Compiler.find().is_err() {
+        let looked: Vec<String> =
+            libraries::usual_folders().iter().map(|folder| folder.display().to_string()).collect();
+        let also = if looked.is_empty() { "nowhere else".to_string() } else { looked.join(", ") };
+        lines.push(("gpu folders", format!("looked in the system's and in {also}")));
+    }
+    match driver::cards() {
+        Ok(cards) if cards.is_empty() => lines.push(("gpus", "none".into())),
+        Ok(cards) => lines.extend(cards.iter().map(|card| {
+            let gib = card.bytes as f64 / f64::from(1 << 30);
+            ("gpu", format!("cuda:{} {}, sm_{}, {gib:.0} GiB", card.index, card.name, card.capability))
+        })),
+        Err(error) => lines.push(("gpus", format!("none: {error}"))),
+    }
+    lines
+}
+
+/// `, 13.0` of 13000.
+fn version_of(version: i32) -> String {
+    format!(", {}.{}", version / 1000, version % 1000 / 10)
 }
 
 /// Memory of the machine, where the system tells it.

@@ -5,6 +5,7 @@
 
 pub mod bench;
 pub mod cpu;
+pub mod cuda;
 pub mod element;
 pub mod interrupt;
 pub mod isa;

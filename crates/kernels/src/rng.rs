@@ -43,6 +43,11 @@ impl Stream {
         Self { key: [mixed as u32, (mixed >> 32) as u32], counter: [step, question, answer] }
     }
 
+    /// Key and counter, for devices that make the same numbers.
+    pub fn parts(&self) -> ([u32; 2], [u32; 3]) {
+        (self.key, self.counter)
+    }
+
     /// Four random words at `position`.
     pub fn words(&self, position: u32) -> [u32; 4] {
         philox([self.counter[0], self.counter[1], self.counter[2], position], self.key)

@@ -8,18 +8,57 @@ use crate::parallel::{all_chunks, for_chunks, sum_chunks};
 
 const CHUNK: usize = 16 * 1024;
 
-/// The numbers of one step that are the same for every parameter.
-#[derive(Clone, Copy)]
-struct Step {
-    decay: f32,
-    keep1: f32,
-    take1: f32,
-    keep2: f32,
-    take2: f32,
-    step_size: f32,
-    inv_root_correction2: f32,
-    eps: f32,
-    gradient_scale: f32,
+/// The numbers of one step that are the same for every parameter, on every device.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Numbers {
+    /// Factor on the weights.
+    pub decay: f32,
+    /// What is kept of the first moment.
+    pub keep1: f32,
+    /// What is added of the gradient.
+    pub take1: f32,
+    /// What is kept of the second moment.
+    pub keep2: f32,
+    /// What is added of the gradient's square.
+    pub take2: f32,
+    /// Learning rate, corrected for the first moment's start at zero.
+    pub step_size: f32,
+    /// The same for the root of the second moment.
+    pub inv_root_correction2: f32,
+    /// Added to the root.
+    pub eps: f32,
+    /// Factor on the gradient.
+    pub gradient_scale: f32,
+}
+
+impl Numbers {
+    /// The numbers of step `step`, counted from 1.
+    pub fn new(
+        lr: f32,
+        beta1: f32,
+        beta2: f32,
+        eps: f32,
+        weight_decay: f32,
+        step: u64,
+        gradient_scale: f32,
+    ) -> Numbers {
+        assert!(step >= 1, "adamw_step: steps are counted from 1");
+        // The corrections cancel against the (1 - beta) that built the moments, so all come from the same f64 value.
+        let (beta1, beta2) = (f64::from(beta1), f64::from(beta2));
+        let correction1 = 1.0 - beta1.powf(step as f64);
+        let correction2 = 1.0 - beta2.powf(step as f64);
+        Numbers {
+            decay: (1.0 - f64::from(lr) * f64::from(weight_decay)) as f32,
+            keep1: beta1 as f32,
+            take1: (1.0 - beta1) as f32,
+            keep2: beta2 as f32,
+            take2: (1.0 - beta2) as f32,
+            step_size: (f64::from(lr) / correction1) as f32,
+            inv_root_correction2: (1.0 / correction2.sqrt()) as f32,
+            eps,
+            gradient_scale,
+        }
+    }
 }
 
 /// One AdamW step with decoupled weight decay, as `torch.optim.AdamW` does it: `p` weights, `g` gradients (multiplied
@@ -39,22 +78,7 @@ pub fn adamw_step(
     gradient_scale: f32,
 ) {
     assert!(p.len() == g.len() && m.len() == g.len() && v.len() == g.len(), "adamw_step: lengths differ");
-    assert!(step >= 1, "adamw_step: steps are counted from 1");
-    // The corrections cancel against the (1 - beta) that built the moments, so all come from the same f64 value.
-    let (beta1, beta2) = (f64::from(beta1), f64::from(beta2));
-    let correction1 = 1.0 - beta1.powf(step as f64);
-    let correction2 = 1.0 - beta2.powf(step as f64);
-    let numbers = Step {
-        decay: (1.0 - f64::from(lr) * f64::from(weight_decay)) as f32,
-        keep1: beta1 as f32,
-        take1: (1.0 - beta1) as f32,
-        keep2: beta2 as f32,
-        take2: (1.0 - beta2) as f32,
-        step_size: (f64::from(lr) / correction1) as f32,
-        inv_root_correction2: (1.0 / correction2.sqrt()) as f32,
-        eps,
-        gradient_scale,
-    };
+    let numbers = Numbers::new(lr, beta1, beta2, eps, weight_decay, step, gradient_scale);
     let (p, m, v) = (SharedMut::new(p), SharedMut::new(m), SharedMut::new(v));
     for_chunks(g.len(), CHUNK, |range| {
         let (start, len) = (range.start, range.len());
@@ -65,7 +89,7 @@ pub fn adamw_step(
 }
 
 multiversion! {
-    fn adamw_chunk(p: &mut [f32], g: &[f32], m: &mut [f32], v: &mut [f32], s: Step) {
+    fn adamw_chunk(p: &mut [f32], g: &[f32], m: &mut [f32], v: &mut [f32], s: Numbers) {
         for (((p, g), m), v) in p.iter_mut().zip(g).zip(m.iter_mut()).zip(v.iter_mut()) {
             let g = g * s.gradient_scale;
             let first = *m * s.keep1 + g * s.take1;

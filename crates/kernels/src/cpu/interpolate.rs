@@ -89,6 +89,12 @@ pub fn interpolate_positions_backward(
     });
 }
 
+/// For every output place, row by row, the rows of the table that it reads and their weights.
+pub fn places(from: [usize; 2], to: [usize; 2], align: Interpolation) -> Vec<Vec<(usize, f32)>> {
+    let (rows, columns) = (taps(from[0], to[0], align), taps(from[1], to[1], align));
+    rows.iter().flat_map(|row| columns.iter().map(|column| corners(row, column, from[1]).collect())).collect()
+}
+
 /// The source rows of one output place with the products of their weights.
 fn corners<'a>(row: &'a Taps, column: &'a Taps, w0: usize) -> impl Iterator<Item = (usize, f32)> + 'a {
     (0..row.count).flat_map(move |i| {
