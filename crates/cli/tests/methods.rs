@@ -396,6 +396,15 @@ suite = "id"
             .collect()
     };
     assert_eq!(shares(&fs::read_to_string(here.join("out/study.md")).expect("a table")), shares(&table));
+    // Runs in several processes, too.
+    let crowd = succeed(&["study", "s.toml", "--out", "crowd", "--jobs", "2"], here);
+    assert!(crowd.matches("done: ").count() == 4, "{crowd}");
+    assert_eq!(shares(&fs::read_to_string(here.join("crowd/study.md")).expect("a table")), shares(&table));
+    assert!(refuse(&["study", "s.toml", "--cells", "shrot"], here).contains("no cell \"shrot\""));
+    let broken = study.replace("\"stage.0.steps=150\"", "\"stage.0.steps=150\", \"model='nowhere'\"");
+    fs::write(here.join("s.toml"), broken).expect("written");
+    let told = refuse(&["study", "s.toml", "--out", "broken", "--jobs", "2"], here);
+    assert!(told.contains("nowhere") && told.contains("the run short, seed 1 failed"), "{told}");
     fs::write(here.join("s.toml"), study.replace("stage.0.steps=150", "stage.0.steps=151")).expect("written");
     assert!(refuse(&["study", "s.toml", "--out", "out"], here).contains("other settings"));
 }

@@ -1,5 +1,6 @@
 //! Many runs that differ in one thing each, and the table that compares them: cells times seeds, every number traceable
-//! to a run's folder, resumable at any point. Knows recipes and runs; `table` knows numbers.
+//! to a run's folder, resumable at any point. Knows recipes and runs; `table` knows numbers. Runs in several processes
+//! are the command line's business: each makes one run, any of them may write the table.
 //! Cost: that of the runs, one after the other.
 
 pub mod table;
@@ -66,7 +67,7 @@ pub struct CellSpec {
     pub after: Option<String>,
     /// Settings of `foveate sample`, relative to the study: good answers of the model of `after` become `data.train`.
     pub sample: Option<PathBuf>,
-    /// No run of its own: shows another evaluation of this earlier cell's run.
+    /// No run of its own: shows another evaluation of this cell's runs.
     pub of: Option<String>,
     /// Which evaluation is shown: `after` unless set.
     pub at: Option<String>,
@@ -171,18 +172,13 @@ pub enum Progress<'a> {
     Sampling(usize, usize),
 }
 
-/// Where a study stands after a call.
+/// Where the table is.
 #[derive(Clone, Debug, PartialEq)]
-pub enum Outcome {
-    /// The person stopped it; it can be gone on with.
-    Interrupted,
-    /// All runs are done; where the table is.
-    Finished {
-        /// Markdown.
-        markdown: PathBuf,
-        /// The same as a page.
-        html: PathBuf,
-    },
+pub struct Written {
+    /// Markdown.
+    pub markdown: PathBuf,
+    /// The same as a page.
+    pub html: PathBuf,
 }
 
 /// Reads and checks a study.
@@ -217,10 +213,13 @@ fn check(spec: &StudySpec) -> Result<(), String> {
         if !fine(&cell.name) || spec.cell[..index].iter().any(|other| other.name == cell.name) {
             return Err(format!("the cell name {:?} is empty, not fit for a folder, or used twice", cell.name));
         }
-        for name in cell.after.iter().chain(&cell.of) {
-            if !earlier(name) {
-                return Err(format!("cell {}: {name:?} is no earlier cell with a run of its own", cell.name));
-            }
+        if let Some(name) = cell.after.as_ref().filter(|name| !earlier(name)) {
+            return Err(format!("cell {}: {name:?} is no earlier cell with a run of its own", cell.name));
+        }
+        if let Some(name) = &cell.of
+            && !spec.cell.iter().any(|other| other.name == *name && other.of.is_none())
+        {
+            return Err(format!("cell {}: {name:?} is no cell with a run of its own", cell.name));
         }
         let has_run = cell.recipe.is_some() || !cell.set.is_empty() || cell.after.is_some() || cell.sample.is_some();
         if cell.of.is_some() && has_run {
@@ -251,33 +250,68 @@ pub fn run_folder(out: &Path, cell: &str, seed: u64) -> PathBuf {
     out.join("runs").join(cell).join(format!("seed-{seed}"))
 }
 
-/// Runs what is not done yet, then writes `study.md`, `study.html` and `study.json` into `out`.
-pub fn run(file: &Path, spec: &StudySpec, out: &Path, watch: &mut dyn FnMut(Progress)) -> Result<Outcome, StudyError> {
-    let runs: Vec<(u64, &CellSpec)> = spec
-        .seeds
-        .iter()
-        .flat_map(|seed| spec.cell.iter().filter(|cell| cell.of.is_none()).map(|cell| (*seed, cell)))
-        .collect();
-    for (index, (seed, cell)) in runs.iter().enumerate() {
-        let folder = run_folder(out, &cell.name, *seed);
-        let run = cell_run(file, spec, cell, *seed, out, watch)?;
-        if is_done(&run, &folder)? {
-            continue;
-        }
-        watch(Progress::Cell {
-            cell: &cell.name,
-            seed: *seed,
-            index: index + 1,
-            total: runs.len(),
-            num_steps: run.num_steps(),
-        });
-        let resume = folder.join("recipe.toml").is_file();
-        let outcome = train(&run, &folder, resume, &mut |event| watch(Progress::Run(event)));
-        let failed = |source| StudyError::Run { cell: cell.name.clone(), seed: *seed, source: Box::new(source) };
-        if outcome.map_err(failed)?.interrupted {
-            return Ok(Outcome::Interrupted);
+/// Refuses names that no cell with runs of its own has.
+pub fn check_cells(file: &Path, spec: &StudySpec, names: &[String]) -> Result<(), StudyError> {
+    let known: Vec<&str> = spec.cell.iter().filter(|cell| cell.of.is_none()).map(|cell| cell.name.as_str()).collect();
+    match names.iter().find(|name| !known.contains(&name.as_str())) {
+        None => Ok(()),
+        Some(name) => {
+            let message = format!("there is no cell {name:?} with runs of its own");
+            Err(RecipeError::new(file, message, format!("the cells are {}", known.join(", "))).into())
         }
     }
+}
+
+/// One run of a study.
+#[derive(Clone, Copy, Debug)]
+pub struct Planned<'a> {
+    /// Its cell.
+    pub cell: &'a CellSpec,
+    /// Its seed.
+    pub seed: u64,
+}
+
+/// All runs, in the order in which one process would make them: what a run starts from comes before it.
+pub fn runs(spec: &StudySpec) -> Vec<Planned<'_>> {
+    let own = || spec.cell.iter().filter(|cell| cell.of.is_none());
+    spec.seeds.iter().flat_map(|seed| own().map(|cell| Planned { cell, seed: *seed })).collect()
+}
+
+/// What became of a run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ran {
+    /// It was done before.
+    Already,
+    /// It is done now.
+    Done,
+    /// The person stopped it; it can be gone on with.
+    Interrupted,
+}
+
+/// Makes one run, or what is missing of it. `index` and `total` only tell the watcher its place.
+pub fn run_one(
+    file: &Path,
+    spec: &StudySpec,
+    planned: Planned,
+    out: &Path,
+    (index, total): (usize, usize),
+    watch: &mut dyn FnMut(Progress),
+) -> Result<Ran, StudyError> {
+    let Planned { cell, seed } = planned;
+    let folder = run_folder(out, &cell.name, seed);
+    let run = cell_run(file, spec, cell, seed, out, watch)?;
+    if is_done(&run, &folder)? {
+        return Ok(Ran::Already);
+    }
+    watch(Progress::Cell { cell: &cell.name, seed, index, total, num_steps: run.num_steps() });
+    let resume = folder.join("recipe.toml").is_file();
+    let outcome = train(&run, &folder, resume, &mut |event| watch(Progress::Run(event)));
+    let failed = |source| StudyError::Run { cell: cell.name.clone(), seed, source: Box::new(source) };
+    Ok(if outcome.map_err(failed)?.interrupted { Ran::Interrupted } else { Ran::Done })
+}
+
+/// Writes `study.md`, `study.html` and `study.json` of finished runs into `out`.
+pub fn write_table(file: &Path, spec: &StudySpec, out: &Path) -> Result<Written, StudyError> {
     let table = table::Table::read(spec, out)?;
     let (markdown, html) = (out.join("study.md"), out.join("study.html"));
     create_folder(out)?;
@@ -285,7 +319,7 @@ pub fn run(file: &Path, spec: &StudySpec, out: &Path, watch: &mut dyn FnMut(Prog
     write_file(&html, table.html(&file.display().to_string()).as_bytes())?;
     let text = serde_json::to_string_pretty(&table).expect("plain data always serialises");
     write_file(&out.join("study.json"), text.as_bytes())?;
-    Ok(Outcome::Finished { markdown, html })
+    Ok(Written { markdown, html })
 }
 
 /// Recipe and `key=value` pairs of a cell, without what depends on earlier runs.

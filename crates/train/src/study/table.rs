@@ -138,11 +138,9 @@ impl Table {
                 let of = |cell: &String| answers.get(&(cell.clone(), claim.suite.clone()));
                 let difference =
                     of(&claim.than).zip(of(&claim.better)).and_then(|(than, better)| between(than, better));
-                let verdict = match difference {
-                    Some(difference) if difference.low > 0.0 => "held",
-                    Some(difference) if difference.high < 0.0 => "reversed",
-                    _ => "undecided",
-                };
+                let by_seed =
+                    of(&claim.than).zip(of(&claim.better)).map(|(than, better)| seed_differences(than, better));
+                let verdict = verdict(difference.as_ref(), &by_seed.unwrap_or_default());
                 Verdict { text: claim.text.clone(), verdict, difference }
             })
             .collect();
@@ -189,7 +187,8 @@ impl Table {
                 let by = points(verdict.difference.as_ref());
                 writeln!(text, "- **{}** ({by}): {}", verdict.verdict, verdict.text).expect("text");
             }
-            text += "\nheld: the interval of the difference lies above 0; reversed: below 0; undecided: it holds 0.\n";
+            text += "\nheld: the interval of the difference lies above 0, and so does every seed's own difference; reversed: \
+                     both below 0; undecided: anything else.\n";
         }
         text += "\n## Runs\n\n";
         for line in &self.lines {
@@ -303,6 +302,22 @@ fn between(a: &Answers, b: &Answers) -> Option<Estimate> {
     (ids_a == ids_b).then(|| paired_difference(&a, &b, None, 0)).flatten()
 }
 
+/// `b - a` per seed.
+fn seed_differences(a: &Answers, b: &Answers) -> Vec<f64> {
+    let mean = |seed: &[(String, f64)]| seed.iter().map(|(_, right)| right).sum::<f64>() / seed.len().max(1) as f64;
+    a.iter().zip(b).map(|(a, b)| mean(b) - mean(a)).collect()
+}
+
+/// The interval holds the chance in the choice of questions, the seeds show the chance in training: a claim has to
+/// stand against both.
+fn verdict(difference: Option<&Estimate>, by_seed: &[f64]) -> &'static str {
+    match difference {
+        Some(difference) if difference.low > 0.0 && by_seed.iter().all(|by| *by > 0.0) => "held",
+        Some(difference) if difference.high < 0.0 && by_seed.iter().all(|by| *by < 0.0) => "reversed",
+        _ => "undecided",
+    }
+}
+
 fn share(estimate: &Estimate) -> String {
     format!("{:.1} [{:.1}, {:.1}]", 100.0 * estimate.mean, 100.0 * estimate.low, 100.0 * estimate.high)
 }
@@ -348,6 +363,18 @@ mod tests {
         let other: Answers = vec![seed(&[1; 30]), seed(&[1; 40])];
         assert!(between(&base, &other).is_none(), "other questions are not compared");
         assert!(between(&other, &other).is_some_and(|difference| difference.mean == 0.0));
+    }
+
+    #[test]
+    fn a_claim_has_to_stand_against_questions_and_seeds() {
+        let by = |mean: f64| Estimate { mean, low: mean - 0.05, high: mean + 0.05, num: 100 };
+        assert_eq!(verdict(Some(&by(0.1)), &[0.1, 0.2, 0.05]), "held");
+        assert_eq!(verdict(Some(&by(0.1)), &[0.4, -0.1, 0.05]), "undecided");
+        assert_eq!(verdict(Some(&by(0.01)), &[0.01, 0.01, 0.01]), "undecided");
+        assert_eq!(verdict(Some(&by(-0.1)), &[-0.1, -0.2, -0.05]), "reversed");
+        assert_eq!(verdict(None, &[]), "undecided");
+        let (none, half) = (vec![seed(&[0; 4]), seed(&[1; 4])], vec![seed(&[1, 0, 1, 0]), seed(&[1; 4])]);
+        assert_eq!(seed_differences(&none, &half), [0.5, 0.0]);
     }
 
     #[test]
