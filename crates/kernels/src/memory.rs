@@ -3,7 +3,8 @@
 //! Knows the allocator's and the system's habits; knows nothing of tensors. Cost: one system call per buffer.
 
 use crate::cpu::scratch::Line;
-use bytemuck::Zeroable;
+use bytemuck::{Pod, Zeroable};
+use std::marker::PhantomData;
 
 /// Pages that Linux calls huge on x86-64 and most of AArch64.
 const HUGE: usize = 2 << 20;
@@ -86,6 +87,81 @@ impl std::ops::DerefMut for Bytes {
     }
 }
 
+/// Numbers that start on a cache line, so that no vector or tile straddles two, on large pages where there are many.
+/// Holds a fixed room; how much of it counts can change.
+#[derive(Debug)]
+pub struct Values<T> {
+    room: Room,
+    len: usize,
+    element: PhantomData<T>,
+}
+
+#[derive(Debug)]
+enum Room {
+    Heap(Vec<Line>),
+    Mapped(memmap2::MmapMut),
+}
+
+impl<T: Pod> Values<T> {
+    /// `len` zeros; the pages of large buffers are touched on first use.
+    pub fn zeroed(len: usize) -> Self {
+        let bytes = len * size_of::<T>();
+        let mapped = if bytes >= HUGE / 4 { memmap2::MmapMut::map_anon(bytes).ok() } else { None };
+        let room = match mapped {
+            Some(map) => {
+                #[cfg(target_os = "linux")]
+                // Whether the system listens changes speed only.
+                let _ = map.advise(memmap2::Advice::HugePage);
+                Room::Mapped(map)
+            }
+            None => Room::Heap(bytemuck::zeroed_vec(bytes.div_ceil(size_of::<Line>()))),
+        };
+        Self { room, len, element: PhantomData }
+    }
+
+    fn room(&self) -> &[T] {
+        let bytes: &[u8] = match &self.room {
+            Room::Heap(lines) => bytemuck::cast_slice(lines),
+            Room::Mapped(map) => map,
+        };
+        bytemuck::cast_slice(&bytes[..bytes.len() / size_of::<T>() * size_of::<T>()])
+    }
+
+    fn room_mut(&mut self) -> &mut [T] {
+        let bytes: &mut [u8] = match &mut self.room {
+            Room::Heap(lines) => bytemuck::cast_slice_mut(lines),
+            Room::Mapped(map) => map,
+        };
+        let whole = bytes.len() / size_of::<T>() * size_of::<T>();
+        bytemuck::cast_slice_mut(&mut bytes[..whole])
+    }
+
+    /// How many numbers fit.
+    pub fn capacity(&self) -> usize {
+        self.room().len()
+    }
+
+    /// Makes the first `len` numbers count, whatever they are.
+    pub fn set_len(&mut self, len: usize) {
+        assert!(len <= self.capacity(), "{len} numbers do not fit");
+        self.len = len;
+    }
+}
+
+impl<T: Pod> std::ops::Deref for Values<T> {
+    type Target = [T];
+    fn deref(&self) -> &[T] {
+        &self.room()[..self.len]
+    }
+}
+
+impl<T: Pod> std::ops::DerefMut for Values<T> {
+    fn deref_mut(&mut self) -> &mut [T] {
+        let len = self.len;
+        &mut self.room_mut()[..len]
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -96,6 +172,18 @@ mod tests {
             let values = zeroed::<f32>(len);
             assert_eq!(values.len(), len);
             assert!(values.iter().all(|&value| value == 0.0));
+        }
+    }
+
+    #[test]
+    fn values_start_on_a_line_and_keep_their_room() {
+        for len in [0, 1, 17, 1000, HUGE / 16, HUGE / 2 + 3] {
+            let mut values = Values::<f32>::zeroed(len);
+            assert_eq!((values.len(), values.as_ptr() as usize % 64), (len, 0));
+            assert!(values.capacity() >= len && values.iter().all(|&value| value == 0.0));
+            values.fill(2.0);
+            values.set_len(len / 2);
+            assert_eq!(values.iter().sum::<f32>(), 2.0 * (len / 2) as f32);
         }
     }
 

@@ -16,6 +16,12 @@ fn bounds(index: usize, len: usize, chunk: usize) -> Range<usize> {
     index * chunk..((index + 1) * chunk).min(len)
 }
 
+/// Items of a chunk where what a chunk is does not show in the results: at most `most`, and few items still occupy all
+/// threads.
+pub fn share(len: usize, most: usize) -> usize {
+    len.div_ceil(team::num_threads()).clamp(1, most)
+}
+
 /// Calls `f` for `0..chunk`, `chunk..2 * chunk`, ... up to `len`.
 pub fn for_chunks(len: usize, chunk: usize, f: impl Fn(Range<usize>) + Sync) {
     match num_chunks(len, chunk) {

@@ -3,17 +3,17 @@
 
 use std::collections::BTreeMap;
 
-use bytemuck::Zeroable;
+use bytemuck::Pod;
 use foveate_kernels::element::bf16;
-use foveate_kernels::memory;
+use foveate_kernels::memory::Values;
 
 /// Values of one tensor, in f32 or as bf16 operand.
 #[derive(Debug)]
 pub enum Buffer {
     /// Full precision.
-    F32(Vec<f32>),
+    F32(Values<f32>),
     /// Operand of the matrix unit.
-    Bf16(Vec<bf16>),
+    Bf16(Values<bf16>),
 }
 
 /// Element type of a buffer.
@@ -67,15 +67,15 @@ impl Buffer {
 /// Returned buffers by capacity.
 #[derive(Default)]
 pub struct Arena {
-    f32: BTreeMap<usize, Vec<Vec<f32>>>,
-    bf16: BTreeMap<usize, Vec<Vec<bf16>>>,
+    f32: BTreeMap<usize, Vec<Values<f32>>>,
+    bf16: BTreeMap<usize, Vec<Values<bf16>>>,
     held_bytes: usize,
 }
 
 /// A kept buffer serves a request of at least half its capacity: small requests never pin large memory.
-fn take<T: Copy + Default + Zeroable>(kept: &mut BTreeMap<usize, Vec<Vec<T>>>, held: &mut usize, len: usize) -> Vec<T> {
+fn take<T: Pod>(kept: &mut BTreeMap<usize, Vec<Values<T>>>, held: &mut usize, len: usize) -> Values<T> {
     let found = kept.range(len..=len.saturating_mul(2)).next().map(|(capacity, _)| *capacity);
-    let Some(capacity) = found else { return memory::zeroed(len) };
+    let Some(capacity) = found else { return Values::zeroed(len) };
     let list = kept.get_mut(&capacity).expect("the key was just found");
     let mut buffer = list.pop().expect("empty lists are removed");
     if list.is_empty() {
@@ -83,7 +83,7 @@ fn take<T: Copy + Default + Zeroable>(kept: &mut BTreeMap<usize, Vec<Vec<T>>>, h
     }
     *held -= buffer.capacity() * size_of::<T>();
     // Old values may remain: every op overwrites its whole output.
-    buffer.resize(len, T::default());
+    buffer.set_len(len);
     buffer
 }
 
@@ -97,7 +97,7 @@ impl Arena {
     }
 
     /// An f32 buffer whose values are unspecified.
-    pub fn take_f32(&mut self, len: usize) -> Vec<f32> {
+    pub fn take_f32(&mut self, len: usize) -> Values<f32> {
         take(&mut self.f32, &mut self.held_bytes, len)
     }
 
@@ -115,7 +115,7 @@ impl Arena {
     }
 
     /// Hands an f32 buffer back.
-    pub fn give_f32(&mut self, values: Vec<f32>) {
+    pub fn give_f32(&mut self, values: Values<f32>) {
         if values.capacity() > 0 {
             self.held_bytes += values.capacity() * size_of::<f32>();
             self.f32.entry(values.capacity()).or_default().push(values);

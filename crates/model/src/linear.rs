@@ -11,32 +11,32 @@ use crate::arena::{Arena, Buffer, Kind};
 use crate::tape::{bf16_of, same_type, typed};
 use crate::weights::{Gradients, LinearId, Weights};
 
-/// `out (+)= x·Wᵀ + b`. `add` keeps what is in `out` (the residual, f32 only). Where adapters are, `kept` receives
-/// their inner values for the backward pass.
+/// `out = base + x·Wᵀ + b`; the base (a residual stream) is f32, and so is `out` then. Where adapters are, `kept`
+/// receives their inner values for the backward pass.
 pub fn forward(
     weights: &Weights,
     id: LinearId,
     x: &Buffer,
-    add: bool,
+    base: Option<&[f32]>,
     out: &mut Buffer,
     arena: &mut Arena,
     kept: &mut Vec<Buffer>,
 ) {
-    product(weights, id, x, add, out);
+    product(weights, id, x, base, out);
     let width = weights.linear(id).n;
     for adapter in weights.adapters(id) {
         let num_rows = x.len() / weights.linear(id).k;
         let mut inner = arena.take(x.kind(), num_rows * adapter.rank);
         match weights.dropout_of(adapter.a) {
-            None => product(weights, adapter.a, x, false, &mut inner),
+            None => product(weights, adapter.a, x, None, &mut inner),
             Some((rate, stream)) => {
                 let thinned = thinned(x, rate, &stream, arena);
-                product(weights, adapter.a, &thinned, false, &mut inner);
+                product(weights, adapter.a, &thinned, None, &mut inner);
                 arena.give(thinned);
             }
         }
         let mut outer = Buffer::F32(arena.take_f32(num_rows * adapter.n));
-        product(weights, adapter.b, &inner, false, &mut outer);
+        product(weights, adapter.b, &inner, None, &mut outer);
         typed!(&mut *out, out => {
             sums::add_columns(out, width, adapter.column, outer.f32(), adapter.n, adapter.scale)
         });
@@ -45,20 +45,24 @@ pub fn forward(
     }
 }
 
-fn product(weights: &Weights, id: LinearId, x: &Buffer, add: bool, out: &mut Buffer) {
+fn product(weights: &Weights, id: LinearId, x: &Buffer, base: Option<&[f32]>, out: &mut Buffer) {
     let linear = weights.linear(id);
     let (n, k) = (linear.n, linear.k);
     let num_rows = x.len() / k;
     let bias = weights.bias(id);
     match x {
         Buffer::F32(x) => {
-            matmul::matmul_f32_nt(x, num_rows, weights.matrix(id), n, k, bias, add, out.f32_mut());
+            if let Some(base) = base {
+                elementwise::convert(base, out.f32_mut());
+            }
+            matmul::matmul_f32_nt(x, num_rows, weights.matrix(id), n, k, bias, base.is_some(), out.f32_mut());
         }
         Buffer::Bf16(x) => {
-            let output = match out {
-                Buffer::Bf16(out) => Output::Bf16(out),
-                Buffer::F32(out) if add => Output::F32Add(out),
-                Buffer::F32(out) => Output::F32(out),
+            let output = match (out, base) {
+                (Buffer::F32(out), Some(base)) => Output::F32Onto { base, out },
+                (Buffer::F32(out), None) => Output::F32(out),
+                (Buffer::Bf16(out), None) => Output::Bf16(out),
+                (Buffer::Bf16(_), Some(_)) => panic!("a residual stream is f32"),
             };
             matmul::matmul_bf16(x, num_rows, weights.packed_forward(id), bias, output);
         }

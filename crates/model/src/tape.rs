@@ -11,6 +11,7 @@ use foveate_kernels::cpu::interpolate::{self, Interpolation};
 use foveate_kernels::cpu::rope::RopeTable;
 use foveate_kernels::cpu::{activation, attention, elementwise, embed, layer_scale, norm, pixel_shuffle, rope, sums};
 use foveate_kernels::element::bf16;
+use foveate_kernels::memory::Values;
 use foveate_kernels::segment::{Queries, Segment};
 
 use crate::arena::{Arena, Buffer, Kind};
@@ -91,11 +92,11 @@ type BlockFn<'w> = Rc<dyn Fn(&mut Tape<'w>, Var) -> Var + 'w>;
 enum Op<'w> {
     Embed { table: ParamId, ids: Rc<[u32]> },
     Linear { x: Var, linear: LinearId, residual: Option<Var>, adapters: Vec<Buffer> },
-    RmsNorm { x: Var, weight: ParamId, rstd: Vec<f32> },
-    LayerNorm { x: Var, weight: ParamId, bias: ParamId, mean: Vec<f32>, rstd: Vec<f32> },
-    HeadNorm { x: Var, heads: NormedHeads, weights: [ParamId; 2], rstd: Vec<f32> },
+    RmsNorm { x: Var, weight: ParamId, rstd: Values<f32> },
+    LayerNorm { x: Var, weight: ParamId, bias: ParamId, mean: Values<f32>, rstd: Values<f32> },
+    HeadNorm { x: Var, heads: NormedHeads, weights: [ParamId; 2], rstd: Values<f32> },
     Rope { x: Var, width: usize, heads: usize, head_dim: usize, table: Rc<RopeTable> },
-    Attention { qkv: Var, heads: Heads, segments: Rc<[Segment]>, lse: Vec<f32> },
+    Attention { qkv: Var, heads: Heads, segments: Rc<[Segment]>, lse: Values<f32> },
     Activation { x: Var, kind: Activation },
     Gated { x: Var, kind: Activation, width: usize },
     LayerScale { branch: Var, scale: ParamId, stream: Var },
@@ -294,15 +295,12 @@ impl<'w> Tape<'w> {
         let linear = self.weights.linear(id);
         let num_rows = self.value(x).len() / linear.k;
         let mut out = self.arena.take(kind, num_rows * linear.n);
-        if let Some(residual) = residual {
-            elementwise::convert(self.value(residual).f32(), out.f32_mut());
-        }
         let mut adapters = Vec::new();
         crate::linear::forward(
             self.weights,
             id,
             self.values[x.0 as usize].as_ref().expect("the input lives"),
-            residual.is_some(),
+            residual.map(|residual| self.values[residual.0 as usize].as_ref().expect("the residual lives").f32()),
             &mut out,
             &mut self.arena,
             &mut adapters,

@@ -9,7 +9,7 @@
 mod softmax;
 
 use super::matmul::{self as products, pack};
-use super::matmul::{Columns, PackedMatrix, Sink, Target};
+use super::matmul::{Columns, PackedMatrix, Rows, Sink, Target};
 use super::scratch::with_scratch;
 use crate::element::{Element, bf16};
 use crate::isa::{MatmulPath, matmul_path};
@@ -20,10 +20,13 @@ use std::ops::Range;
 
 /// Tokens of the vocabulary whose logits are reduced together. Part of the definition of the result's bits.
 pub(crate) const CHUNK: usize = 1024;
-/// Rows of one task; its logits take 1 MiB.
-const TASK_ROWS: usize = 256;
-/// Rows that the backward pass handles at a time.
-const BACKWARD_ROWS: usize = 1024;
+/// Rows of one task; its logits take 0.5 MiB.
+const TASK_ROWS: usize = 128;
+/// Logits between the rows of a block: rows a power of two apart would share their place in the caches.
+const PADDING: usize = 16;
+/// Rows that the backward pass handles at a time: the gradient of the whole weight is read and written once for each
+/// such group.
+const BACKWARD_ROWS: usize = 4096;
 /// Chunks of the vocabulary that the backward pass handles at a time.
 const BACKWARD_CHUNKS: usize = 2;
 
@@ -70,11 +73,16 @@ struct Logits<'a> {
 }
 
 impl Logits<'_> {
-    /// out[rows, tokens] = x[rows]·W[tokens]ᵀ, on this thread; `rows.start` is a multiple of 16.
-    fn block(&self, rows: Range<usize>, tokens: Range<usize>, out: &mut [f32]) {
-        assert_eq!(out.len(), rows.len() * tokens.len(), "logits are [rows, tokens]");
-        // SAFETY: `out` has this many rows of this many columns.
-        unsafe { self.block_into(rows, tokens.clone(), out.as_mut_ptr(), tokens.len()) }
+    /// Calls `f` with each row of x[rows]·W[tokens]ᵀ, on this thread; `rows.start` is a multiple of 16.
+    fn for_rows(&self, rows: Range<usize>, tokens: Range<usize>, mut f: impl FnMut(usize, &mut [f32])) {
+        let stride = tokens.len() + PADDING;
+        with_scratch(rows.len() * stride, |block: &mut [f32]| {
+            // SAFETY: `block` has this many rows of this many columns.
+            unsafe { self.block_into(rows.clone(), tokens.clone(), block.as_mut_ptr(), stride) }
+            for (row, z) in rows.zip(block.chunks_exact_mut(stride)) {
+                f(row, &mut z[..tokens.len()]);
+            }
+        });
     }
 
     /// # Safety
@@ -84,7 +92,7 @@ impl Logits<'_> {
             (Hidden::Packed(x), HeadWeight::Bf16 { forward, .. }) => {
                 let a = &x[pack::rows_len(rows.start, self.d)..];
                 let b: Columns<'_> = forward.columns().columns(tokens.clone());
-                let target = Target { sink: Sink::F32(out), stride, columns: tokens.len() };
+                let target = Target::new(Sink::F32(out), stride, tokens.len());
                 // SAFETY: as promised by the caller.
                 unsafe { products::multiply_serial(self.path, a, rows.len(), b, None, target) }
             }
@@ -184,24 +192,23 @@ pub(crate) fn head_logprob_on<E: Element>(
     }
     with_logits(path, x, r, weight, v, |logits| {
         let chunks = logits.chunks();
-        // One entry per task: the partial results of its rows in its chunk.
-        let partials: Vec<Vec<Partial>> = parallel::map(r.div_ceil(TASK_ROWS) * chunks, |task| {
-            let first = task / chunks * TASK_ROWS;
+        let groups = r.div_ceil(TASK_ROWS);
+        // One entry per task: the partial results of its rows in its chunk. The chunk's weight serves all rows while it
+        // is in the caches.
+        let partials: Vec<Vec<Partial>> = parallel::map(groups * chunks, |task| {
+            let first = task % groups * TASK_ROWS;
             let rows = first..(first + TASK_ROWS).min(r);
-            let tokens = logits.tokens(task % chunks);
-            with_scratch(rows.len() * tokens.len(), |block: &mut [f32]| {
-                logits.block(rows.clone(), tokens.clone(), block);
-                rows.zip(block.chunks_exact(tokens.len()))
-                    .map(|(row, z)| {
-                        let scaling = Scaling { inv_temperature: inv_temperature[row], banned };
-                        partial(z, tokens.start, &scaling, targets[row])
-                    })
-                    .collect()
-            })
+            let tokens = logits.tokens(task / groups);
+            let mut partials = Vec::with_capacity(rows.len());
+            logits.for_rows(rows, tokens.clone(), |row, z| {
+                let scaling = Scaling { inv_temperature: inv_temperature[row], banned };
+                partials.push(partial(z, tokens.start, &scaling, targets[row]));
+            });
+            partials
         });
         for row in 0..r {
-            let group = row / TASK_ROWS * chunks;
-            let result = combine(partials[group..group + chunks].iter().map(|rows| rows[row % TASK_ROWS]));
+            let group = row / TASK_ROWS;
+            let result = combine((0..chunks).map(|chunk| partials[chunk * groups + group][row % TASK_ROWS]));
             (logprob[row], entropy[row], lse[row]) = (result.logprob, result.entropy, result.lse);
         }
     });
@@ -286,6 +293,13 @@ pub(crate) fn head_logprob_backward_on<E: Element>(
     }
 }
 
+/// Hidden states in the form that the weight's gradient wants.
+#[derive(Clone, Copy)]
+enum Factor<'a> {
+    F32(&'a [f32]),
+    Packed(Columns<'a>),
+}
+
 /// The backward pass of at most [`BACKWARD_ROWS`] rows; `O` is the type of the products' operands.
 fn backward_rows<E: Element, O: Element>(
     path: MatmulPath,
@@ -298,80 +312,111 @@ fn backward_rows<E: Element, O: Element>(
 ) {
     let r = rows.targets.len();
     let d = x.len() / r;
+    // Rows of dz are not a power of two apart where the products can do with that.
+    let padding = if matches!(weight, HeadWeight::F32(_)) { 0 } else { 2 * PADDING };
     with_logits(path, x, r, weight, v, |logits| {
-        with_scratch(r * d, |sums: &mut [f32]| {
-            with_scratch(r * CHUNK * BACKWARD_CHUNKS, |dz: &mut [O]| {
-                for first in (0..logits.chunks()).step_by(BACKWARD_CHUNKS) {
-                    let last = (first + BACKWARD_CHUNKS).min(logits.chunks()) - 1;
-                    let tokens = logits.tokens(first).start..logits.tokens(last).end;
-                    let dz = &mut dz[..r * tokens.len()];
-                    gradients_by_logits(logits, rows, first..last + 1, dz);
-                    backward_products(path, x, weight, tokens, dz, first > 0, sums, dw.as_deref_mut());
-                }
-            });
-            parallel::for_rows(dx, d, 64, |first, dx| {
-                for (dx, sum) in dx.iter_mut().zip(&sums[first * d..]) {
-                    *dx = E::from_f32(*sum);
-                }
+        with_factor(x, r, weight, dw.is_some(), |factor| {
+            with_scratch(r * d, |sums: &mut [f32]| {
+                with_scratch(r * (CHUNK * BACKWARD_CHUNKS + padding), |dz: &mut [O]| {
+                    for first in (0..logits.chunks()).step_by(BACKWARD_CHUNKS) {
+                        let last = (first + BACKWARD_CHUNKS).min(logits.chunks()) - 1;
+                        let tokens = logits.tokens(first).start..logits.tokens(last).end;
+                        let stride = tokens.len() + padding;
+                        let dz = &mut dz[..r * stride];
+                        gradients_by_logits(logits, rows, first..last + 1, dz, stride);
+                        backward_products(path, factor, weight, tokens, dz, stride, first > 0, sums, dw.as_deref_mut());
+                    }
+                });
+                parallel::for_rows(dx, d, 64, |first, dx| {
+                    for (dx, sum) in dx.iter_mut().zip(&sums[first * d..]) {
+                        *dx = E::from_f32(*sum);
+                    }
+                });
             });
         });
     });
 }
 
-/// dz[R, tokens of `chunks`].
-fn gradients_by_logits<O: Element>(logits: &Logits<'_>, rows: &RowData<'_>, chunks: Range<usize>, dz: &mut [O]) {
-    let r = rows.targets.len();
-    let first_token = logits.tokens(chunks.start).start;
-    let width = dz.len() / r;
-    let dz = SharedPointer(dz.as_mut_ptr());
-    parallel::for_chunks(r.div_ceil(TASK_ROWS) * chunks.len(), 1, |task| {
-        let first = task.start / chunks.len() * TASK_ROWS;
-        let task_rows = first..(first + TASK_ROWS).min(r);
-        let tokens = logits.tokens(chunks.start + task.start % chunks.len());
-        with_scratch(task_rows.len() * tokens.len(), |block: &mut [f32]| {
-            logits.block(task_rows.clone(), tokens.clone(), block);
-            for (row, z) in task_rows.zip(block.chunks_exact_mut(tokens.len())) {
-                let offset = row * width + tokens.start - first_token;
-                // SAFETY: tasks cover different rows or different tokens of `dz`.
-                let out = unsafe { std::slice::from_raw_parts_mut(dz.at(offset), tokens.len()) };
-                logit_gradients(z, tokens.start, rows, row, out);
-            }
-        });
-    });
-}
-
-/// dx (+)= dz·W[tokens] and dw[tokens] += dzᵀ·x.
-fn backward_products<E: Element, O: Element>(
-    path: MatmulPath,
+/// Prepares `x[rows, D]` as the second factor of the weight's gradient, if that is `wanted`.
+fn with_factor<E: Element, R>(
     x: &[E],
+    rows: usize,
+    weight: HeadWeight<'_>,
+    wanted: bool,
+    f: impl FnOnce(Option<Factor<'_>>) -> R,
+) -> R {
+    let d = x.len() / rows;
+    match weight {
+        _ if !wanted => f(None),
+        HeadWeight::F32(_) => as_type(x, |x: &[f32]| f(Some(Factor::F32(x)))),
+        HeadWeight::Bf16 { .. } => as_type(x, |x: &[bf16]| {
+            with_scratch(pack::panels_len(rows, d), |packed: &mut [bf16]| {
+                pack::columns_from_rows(x, rows, d, packed);
+                f(Some(Factor::Packed(Columns::new(packed, rows, d))))
+            })
+        }),
+    }
+}
+
+/// dz[R, tokens of `chunks`], rows `stride` apart.
+fn gradients_by_logits<O: Element>(
+    logits: &Logits<'_>,
+    rows: &RowData<'_>,
+    chunks: Range<usize>,
+    dz: &mut [O],
+    stride: usize,
+) {
+    let r = rows.targets.len();
+    let groups = r.div_ceil(TASK_ROWS);
+    let first_token = logits.tokens(chunks.start).start;
+    assert!(dz.len() >= r * stride, "dz is [R, tokens]");
+    let dz = SharedPointer(dz.as_mut_ptr());
+    parallel::for_chunks(groups * chunks.len(), 1, |task| {
+        let first = task.start % groups * TASK_ROWS;
+        let tokens = logits.tokens(chunks.start + task.start / groups);
+        logits.for_rows(first..(first + TASK_ROWS).min(r), tokens.clone(), |row, z| {
+            let offset = row * stride + tokens.start - first_token;
+            // SAFETY: tasks cover different rows or different tokens of `dz`.
+            let out = unsafe { std::slice::from_raw_parts_mut(dz.at(offset), tokens.len()) };
+            logit_gradients(z, tokens.start, rows, row, out);
+        });
+    });
+}
+
+/// dx (+)= dz·W[tokens] and dw[tokens] += dzᵀ·x. Rows of dz are `stride` apart.
+fn backward_products<O: Element>(
+    path: MatmulPath,
+    x: Option<Factor<'_>>,
     weight: HeadWeight<'_>,
     tokens: Range<usize>,
     dz: &[O],
+    stride: usize,
     add: bool,
     dx: &mut [f32],
     dw: Option<&mut [f32]>,
 ) {
-    let r = dz.len() / tokens.len();
-    let d = x.len() / r;
+    let r = dz.len() / stride;
+    let d = dx.len() / r;
     let dw = dw.map(|dw| &mut dw[tokens.start * d..tokens.end * d]);
     match weight {
         HeadWeight::F32(w) => {
             let dz: &[f32] = same_type(dz).expect("f32 weights get f32 gradients");
             products::matmul_f32_nn(dz, r, &w[tokens.start * d..tokens.end * d], tokens.len(), d, add, dx);
-            if let Some(dw) = dw {
-                as_type(x, |x| products::matmul_f32_weight_gradient(dz, x, r, tokens.len(), d, dw));
+            if let (Some(dw), Some(Factor::F32(x))) = (dw, x) {
+                products::matmul_f32_weight_gradient(dz, x, r, tokens.len(), d, dw);
             }
         }
         HeadWeight::Bf16 { backward, .. } => {
             let dz: &[bf16] = same_type(dz).expect("bf16 weights get bf16 gradients");
             let b = backward.columns().depth(tokens.clone());
             let out = dx.as_mut_ptr();
-            let sink = if add { Sink::F32Add(out) } else { Sink::F32(out) };
-            let target = Target { sink, stride: d, columns: d };
+            let sink = if add { Sink::add_to(out) } else { Sink::F32(out) };
+            let target = Target::new(sink, d, d);
+            let rows = Rows::RowMajor { x: dz, k: tokens.len(), stride };
             // SAFETY: `dx` is [R, D] and borrowed mutably.
-            unsafe { products::multiply_rows(path, dz, tokens.len(), r, b, None, target) }
-            if let Some(dw) = dw {
-                as_type(x, |x| products::matmul_bf16_weight_gradient_on(path, dz, x, r, tokens.len(), d, dw));
+            unsafe { products::multiply_rows(path, rows, r, b, None, target) }
+            if let (Some(dw), Some(Factor::Packed(x))) = (dw, x) {
+                products::weight_gradient_of(path, dz, tokens.len(), stride, x, d, dw);
             }
         }
     }
@@ -391,9 +436,10 @@ pub(crate) fn head_logits_on<E: Element>(path: MatmulPath, x: &[E], weight: Head
     with_logits(path, x, r, weight, v, |logits| {
         let chunks = logits.chunks();
         let out = SharedPointer(out.as_mut_ptr());
-        parallel::for_chunks(r.div_ceil(TASK_ROWS) * chunks, 1, |task| {
-            let first = task.start / chunks * TASK_ROWS;
-            let tokens = logits.tokens(task.start % chunks);
+        let groups = r.div_ceil(TASK_ROWS);
+        parallel::for_chunks(groups * chunks, 1, |task| {
+            let first = task.start % groups * TASK_ROWS;
+            let tokens = logits.tokens(task.start / groups);
             // SAFETY: tasks cover different rows or different tokens of `out`.
             unsafe {
                 let out = out.at(first * v + tokens.start);

@@ -18,7 +18,7 @@ mod target;
 pub(crate) use float32::f32_nt_serial;
 pub use float32::{matmul_f32_nn, matmul_f32_nt, matmul_f32_weight_gradient};
 pub(crate) use kernel::peak_rate;
-pub(crate) use product::{Columns, multiply_rows, multiply_serial};
+pub(crate) use product::{Columns, Rows, multiply_rows, multiply_serial};
 pub(crate) use target::{Sink, Target};
 
 use crate::cpu::scratch::with_scratch;
@@ -87,6 +87,13 @@ pub enum Output<'a> {
     F32(&'a mut [f32]),
     /// Add to f32.
     F32Add(&'a mut [f32]),
+    /// Overwrite with f32, on top of a base of the same shape.
+    F32Onto {
+        /// What the products are added to.
+        base: &'a [f32],
+        /// Where the sums go.
+        out: &'a mut [f32],
+    },
     /// Overwrite, rounded to bf16.
     Bf16(&'a mut [bf16]),
 }
@@ -101,14 +108,19 @@ impl Output<'_> {
             }
             Output::F32Add(out) => {
                 check(out.len());
-                Sink::F32Add(out.as_mut_ptr())
+                Sink::add_to(out.as_mut_ptr())
+            }
+            Output::F32Onto { base, out } => {
+                check(base.len());
+                check(out.len());
+                Sink::F32Add { base: base.as_ptr(), out: out.as_mut_ptr() }
             }
             Output::Bf16(out) => {
                 check(out.len());
                 Sink::Bf16(out.as_mut_ptr())
             }
         };
-        Target { sink, stride: n, columns: n }
+        Target::new(sink, n, n)
     }
 }
 
@@ -128,13 +140,11 @@ pub(crate) fn matmul_bf16_on(
     assert_eq!(x.len(), m * b.k, "x is [m, k] = [{m}, {}]", b.k);
     let target = out.target(m, b.n);
     // SAFETY: `target` covers the whole borrowed output, and `b` has `b.n` columns.
-    unsafe { multiply_rows(path, x, b.k, m, b.columns(), bias, target) }
+    unsafe { multiply_rows(path, Rows::RowMajor { x, k: b.k, stride: b.k }, m, b.columns(), bias, target) }
 }
 
-/// Rows of a weight gradient's contraction that are packed at a time.
-const CONTRACTION: usize = 2048;
-/// Output rows of a weight gradient whose operand is packed at a time.
-const GRADIENT_ROWS: usize = 1024;
+/// Rows of a weight gradient's contraction that are summed before they are added to it.
+const CONTRACTION: usize = 4096;
 
 /// dw[n, k] += dyᵀ[n, m]·x[m, k], summed over the rows in order.
 pub fn matmul_bf16_weight_gradient(dy: &[bf16], x: &[bf16], m: usize, n: usize, k: usize, dw: &mut [f32]) {
@@ -155,23 +165,27 @@ pub(crate) fn matmul_bf16_weight_gradient_on(
     assert_eq!(dw.len(), n * k, "dw is [n, k] = [{n}, {k}]");
     for first in (0..m).step_by(CONTRACTION) {
         let depth = CONTRACTION.min(m - first);
-        let x = &x[first * k..][..depth * k];
+        let (dy, x) = (&dy[first * n..][..depth * n], &x[first * k..][..depth * k]);
         with_scratch(pack::panels_len(depth, k), |panels: &mut [bf16]| {
             pack::columns_from_rows(x, depth, k, panels);
-            for row in (0..n).step_by(GRADIENT_ROWS) {
-                let rows = GRADIENT_ROWS.min(n - row);
-                with_scratch(pack::rows_len(rows, depth), |packed: &mut [bf16]| {
-                    pack::rows_from_transposed(&dy[first * n..][..depth * n], n, row, rows, depth, packed);
-                    let out = &mut dw[row * k..][..rows * k];
-                    let target = Target { sink: Sink::F32Add(out.as_mut_ptr()), stride: k, columns: k };
-                    // SAFETY: `target` covers the borrowed rows of dw.
-                    unsafe {
-                        product::multiply_packed(path, packed, rows, Columns::new(panels, depth, k), None, target)
-                    }
-                });
-            }
+            weight_gradient_of(path, dy, n, n, Columns::new(panels, depth, k), k, dw);
         });
     }
+}
+
+/// dw[n, k] += dyᵀ·x for packed x; `dy` has as many rows as x, `stride` apart.
+pub(crate) fn weight_gradient_of(
+    path: MatmulPath,
+    dy: &[bf16],
+    n: usize,
+    stride: usize,
+    x: Columns<'_>,
+    k: usize,
+    dw: &mut [f32],
+) {
+    let target = Target::new(Sink::add_to(dw.as_mut_ptr()), k, k);
+    // SAFETY: `target` covers the borrowed dw.
+    unsafe { multiply_rows(path, Rows::Transposed { dy, stride }, n, x, None, target) }
 }
 
 /// db[n] += column sums of dy[m, n], rows in chunks of a fixed size.

@@ -9,7 +9,7 @@ use crate::cpu::elementwise::accumulate_row;
 use crate::cpu::shared::SharedMut;
 use crate::cpu::vector::{Vector, WIDTH, load, store, total, vectorised};
 use crate::element::Element;
-use crate::parallel::for_chunks;
+use crate::parallel::{for_chunks, share};
 
 // Rows handed to a thread at once. Part of the result: parameter gradients are summed per chunk first.
 pub(super) const ROWS: usize = 64;
@@ -37,7 +37,7 @@ pub fn rms_norm<E: Element>(x: &[f32], w: &[f32], eps: f32, y: &mut [E], rstd: &
     let (d, rows) = (w.len(), rstd.len());
     assert!(x.len() == rows * d && y.len() == x.len(), "rms_norm: lengths differ");
     let (y, rstd) = (SharedMut::new(y), SharedMut::new(rstd));
-    for_chunks(rows, ROWS, |range| {
+    for_chunks(rows, share(rows, ROWS), |range| {
         let (start, len) = (range.start, range.len());
         // SAFETY: chunks of rows are disjoint.
         let (y, rstd) = unsafe { (y.slice(start * d, len * d), rstd.slice(start, len)) };
@@ -117,7 +117,7 @@ pub fn layer_norm<E: Element>(
     let (d, rows) = (w.len(), rstd.len());
     assert!(x.len() == rows * d && y.len() == x.len() && b.len() == d && mean.len() == rows, "layer_norm: lengths");
     let (y, mean, rstd) = (SharedMut::new(y), SharedMut::new(mean), SharedMut::new(rstd));
-    for_chunks(rows, ROWS, |range| {
+    for_chunks(rows, share(rows, ROWS), |range| {
         let (start, len) = (range.start, range.len());
         // SAFETY: chunks of rows are disjoint.
         let (y, mean, rstd) = unsafe { (y.slice(start * d, len * d), mean.slice(start, len), rstd.slice(start, len)) };

@@ -7,7 +7,7 @@
 use crate::cpu::shared::SharedMut;
 use crate::element::Element;
 use crate::isa::multiversion;
-use crate::parallel::for_chunks;
+use crate::parallel::{for_chunks, share};
 
 const ROWS: usize = 64;
 
@@ -74,7 +74,7 @@ pub fn rope<E: Element>(
     assert_eq!(table.cos.len(), rows * half, "rope: the table has another number of rows");
     assert!((first_head + num_heads) * head_dim <= row_width && 2 * half <= head_dim, "rope: heads outside the row");
     let shared = SharedMut::new(x);
-    for_chunks(rows, ROWS, |range| {
+    for_chunks(rows, share(rows, ROWS), |range| {
         let (start, len) = (range.start, range.len());
         // SAFETY: chunks of rows are disjoint.
         let x = unsafe { shared.slice(start * row_width, len * row_width) };

@@ -56,23 +56,54 @@ impl Tiles {
     /// `[steps]` tiles, `c` `[panels]` tiles. Overwrites unless `add`. `a_steps` is the distance of panels in tiles.
     pub(super) fn multiply(&self, a: &[bf16], a_steps: usize, b: &[bf16], steps: usize, c: &mut [f32], add: bool) {
         let panels = c.len() / (TILE / 2);
-        assert!(steps > 0 && panels > 0 && b.len() >= steps * TILE, "operands hold the steps");
         assert!(a.len() >= ((panels - 1) * a_steps + steps) * TILE, "A holds the panels");
+        let layout = Layout { line: DEPTH, step: TILE, panel: a_steps * TILE };
+        // SAFETY: the assertion covers all panels and steps in this layout.
+        unsafe { self.multiply_from(a.as_ptr(), layout, b, steps, c, add) }
+    }
+
+    /// [`Tiles::multiply`] with the rows of A as they lie in memory.
+    ///
+    /// # Safety
+    /// As many panels of 16 rows as `c` has tiles can be read at `a`, `steps` steps of 32 columns each.
+    pub(super) unsafe fn multiply_from(
+        &self,
+        a: *const bf16,
+        layout: Layout,
+        b: &[bf16],
+        steps: usize,
+        c: &mut [f32],
+        add: bool,
+    ) {
+        let panels = c.len() / (TILE / 2);
+        assert!(steps > 0 && panels > 0 && b.len() >= steps * TILE, "operands hold the steps");
         let mut done = 0;
         while done < panels {
-            let (a, c) = (a[done * a_steps * TILE..].as_ptr(), c[done * TILE / 2..].as_mut_ptr());
-            // SAFETY: the assertions cover four panels here, or one; tiles are configured as long as `self` lives.
+            let c = c[done * TILE / 2..].as_mut_ptr();
+            // SAFETY: four panels are left here, or one; tiles are configured as long as `self` lives.
             unsafe {
+                let a = a.add(done * layout.panel);
                 if panels - done >= 4 {
-                    four_panels(a, a_steps, b.as_ptr(), steps, c, add);
+                    four_panels(a, layout, b.as_ptr(), steps, c, add);
                     done += 4;
                 } else {
-                    one_panel(a, b.as_ptr(), steps, c, add);
+                    one_panel(a, layout, b.as_ptr(), steps, c, add);
                     done += 1;
                 }
             }
         }
     }
+}
+
+/// Where the rows of A lie, in elements.
+#[derive(Clone, Copy)]
+pub(super) struct Layout {
+    /// From row to row of a panel.
+    pub line: usize,
+    /// From step to step of a row.
+    pub step: usize,
+    /// From panel to panel.
+    pub panel: usize,
 }
 
 impl Drop for Tiles {
@@ -84,8 +115,8 @@ impl Drop for Tiles {
 
 /// # Safety
 /// Tiles are configured; the pointers hold four panels of `steps` tiles, `steps` tiles, four tiles of sums.
-unsafe fn four_panels(a: *const bf16, a_steps: usize, b: *const bf16, steps: usize, c: *mut f32, add: bool) {
-    let panel = a_steps * TILE;
+unsafe fn four_panels(a: *const bf16, layout: Layout, b: *const bf16, steps: usize, c: *mut f32, add: bool) {
+    let Layout { line, step, panel } = layout;
     // SAFETY: loads and stores stay within the operands that the caller vouches for.
     unsafe {
         asm!(
@@ -103,18 +134,18 @@ unsafe fn four_panels(a: *const bf16, a_steps: usize, b: *const bf16, steps: usi
             "tilezero tmm3",
             "3:",
             "tileloadd tmm4, [{b} + {line}]",
-            "tileloadd tmm5, [{a0} + {line}]",
+            "tileloadd tmm5, [{a0} + {a_line}]",
             "tdpbf16ps tmm0, tmm5, tmm4",
-            "tileloadd tmm6, [{a1} + {line}]",
+            "tileloadd tmm6, [{a1} + {a_line}]",
             "tdpbf16ps tmm1, tmm6, tmm4",
-            "tileloadd tmm7, [{a2} + {line}]",
+            "tileloadd tmm7, [{a2} + {a_line}]",
             "tdpbf16ps tmm2, tmm7, tmm4",
-            "tileloadd tmm5, [{a3} + {line}]",
+            "tileloadd tmm5, [{a3} + {a_line}]",
             "tdpbf16ps tmm3, tmm5, tmm4",
-            "add {a0}, 1024",
-            "add {a1}, 1024",
-            "add {a2}, 1024",
-            "add {a3}, 1024",
+            "add {a0}, {a_step}",
+            "add {a1}, {a_step}",
+            "add {a2}, {a_step}",
+            "add {a3}, {a_step}",
             "add {b}, 1024",
             "dec {steps}",
             "jnz 3b",
@@ -130,6 +161,8 @@ unsafe fn four_panels(a: *const bf16, a_steps: usize, b: *const bf16, steps: usi
             c = in(reg) c,
             steps = inout(reg) steps => _,
             line = in(reg) 64usize,
+            a_line = in(reg) line * size_of::<bf16>(),
+            a_step = in(reg) step * size_of::<bf16>(),
             add = in(reg) add as usize,
             out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
             out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
@@ -140,7 +173,7 @@ unsafe fn four_panels(a: *const bf16, a_steps: usize, b: *const bf16, steps: usi
 
 /// # Safety
 /// As [`four_panels`], with one panel.
-unsafe fn one_panel(a: *const bf16, b: *const bf16, steps: usize, c: *mut f32, add: bool) {
+unsafe fn one_panel(a: *const bf16, layout: Layout, b: *const bf16, steps: usize, c: *mut f32, add: bool) {
     // SAFETY: as promised by the caller.
     unsafe {
         asm!(
@@ -150,9 +183,9 @@ unsafe fn one_panel(a: *const bf16, b: *const bf16, steps: usize, c: *mut f32, a
             "tileloadd tmm0, [{c} + {line}]",
             "2:",
             "tileloadd tmm1, [{b} + {line}]",
-            "tileloadd tmm2, [{a} + {line}]",
+            "tileloadd tmm2, [{a} + {a_line}]",
             "tdpbf16ps tmm0, tmm2, tmm1",
-            "add {a}, 1024",
+            "add {a}, {a_step}",
             "add {b}, 1024",
             "dec {steps}",
             "jnz 2b",
@@ -162,6 +195,8 @@ unsafe fn one_panel(a: *const bf16, b: *const bf16, steps: usize, c: *mut f32, a
             c = in(reg) c,
             steps = inout(reg) steps => _,
             line = in(reg) 64usize,
+            a_line = in(reg) layout.line * size_of::<bf16>(),
+            a_step = in(reg) layout.step * size_of::<bf16>(),
             add = in(reg) add as usize,
             out("tmm0") _, out("tmm1") _, out("tmm2") _,
             options(nostack),

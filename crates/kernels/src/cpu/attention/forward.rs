@@ -54,24 +54,25 @@ pub(super) fn attention_on<E: Element>(
     for_chunks(plan.tasks.len(), 1, |range| {
         for (index, task) in range.clone().zip(&plan.tasks[range]) {
             if index < ahead {
-                call.fetch(&plan, task, path);
+                call.wanted_by(&plan, task, path).fetch(usize::MAX);
             }
             // The task that this thread is likely to take next.
-            if let Some(next) = plan.tasks.get(index + ahead) {
-                call.fetch(&plan, next, path);
-            }
+            let mut next = match plan.tasks.get(index + ahead) {
+                Some(next) => call.wanted_by(&plan, next, path),
+                None => Wanted::default(),
+            };
             let tiles = (task.num_rows * heads.group()).div_ceil(LANES);
             let d = heads.head_dim;
             #[cfg(target_arch = "x86_64")]
             if super::amx::available::<E>(path) {
                 use super::forward_amx::AmxUnit;
                 with_scratch(AmxUnit::scratch_len(tiles, d), |scratch: &mut [f32]| {
-                    call.run(&plan, task, tiles, &mut AmxUnit::new(tiles, d, scratch));
+                    call.run(&plan, task, tiles, &mut AmxUnit::new(tiles, d, scratch), &mut next);
                 });
                 continue;
             }
             with_scratch(LanesUnit::<E>::scratch_len(tiles, d), |scratch: &mut [f32]| {
-                call.run(&plan, task, tiles, &mut LanesUnit::new(tiles, d, scratch));
+                call.run(&plan, task, tiles, &mut LanesUnit::new(tiles, d, scratch), &mut next);
             });
         }
     });
@@ -83,7 +84,8 @@ pub(super) trait Unit<E> {
     fn load_query(&mut self, lane: usize, q: &[E]);
     /// All queries are loaded.
     fn start(&mut self) {}
-    /// Takes `count` keys and values; the slices begin at the first one's, rows are `strides` apart.
+    /// Takes `count` keys and values; the slices begin at the first one's, rows are `strides` apart. They live and stay
+    /// as they are until the next call, so that a unit may read keys in place.
     fn load_block(&mut self, k: &[E], v: &[E], strides: [usize; 2], count: usize);
     /// Advances the running softmax and the sums of the tiles from `first_tile` on by the loaded block.
     fn step(&mut self, first_tile: usize, visible: &[Visible], scale2: f32);
@@ -107,38 +109,75 @@ struct Call<'a, E> {
 /// recognises as a run.
 const FETCHED: usize = 16 << 10;
 
-impl<E: Element> Call<'_, E> {
-    /// Asks for the keys and values of a task, where each head has its rows one after the other: decoding reads every
-    /// one of them once, from memory.
-    fn fetch(&self, plan: &Plan, task: &Task, path: MatmulPath) {
+/// Runs of memory that a later task reads, asked for a few lines at a time between the products of this one: in one
+/// burst they would fill the queue to memory and stop the thread.
+#[derive(Default)]
+struct Wanted<'a, E> {
+    runs: Vec<&'a [E]>,
+}
+
+/// Lines that are asked for between two steps.
+const FETCHED_LINES: usize = 48;
+
+impl<E> Wanted<'_, E> {
+    /// Asks for the next `lines` cache lines.
+    fn fetch(&mut self, mut lines: usize) {
+        let per_line = 64 / size_of::<E>();
+        while lines > 0
+            && let Some(run) = self.runs.last_mut()
+        {
+            let (now, later) = run.split_at(run.len().min(lines.saturating_mul(per_line)));
+            #[cfg(target_arch = "x86_64")]
+            super::amx::fetch(now);
+            lines -= now.len().div_ceil(per_line);
+            if later.is_empty() {
+                self.runs.pop();
+            } else {
+                *run = later;
+            }
+        }
+    }
+}
+
+impl<'a, E: Element> Call<'a, E> {
+    /// The keys and values of a task, where each head has its rows one after the other: decoding reads every one of
+    /// them once, from memory.
+    fn wanted_by(&self, plan: &Plan, task: &Task, path: MatmulPath) -> Wanted<'a, E> {
         let d = self.heads.head_dim;
+        let mut wanted = Wanted::default();
         #[cfg(target_arch = "x86_64")]
         if super::amx::available::<E>(path) && self.k.stride == d && self.v.stride == d {
             let own = task.parts.iter().map(|part| part.segment);
-            for segment in plan.chains[task.chain].iter().map(|ancestor| *ancestor as usize).chain(own) {
+            let segments = plan.chains[task.chain].iter().map(|ancestor| *ancestor as usize).chain(own);
+            wanted.runs.reserve(2 * (plan.chains[task.chain].len() + task.parts.len()));
+            for segment in segments {
                 let Segment { start, len, .. } = self.segments[segment];
                 let len = (len as usize * d).min(FETCHED / size_of::<E>());
-                for rows in [&self.k, &self.v] {
+                for rows in [self.k, self.v] {
                     let from = rows.offset + start as usize * d + task.kv_head * rows.head;
-                    super::amx::fetch(&rows.data[from..from + len]);
+                    wanted.runs.push(&rows.data[from..from + len]);
                 }
             }
+            // Asked for from the end on; what is read first comes first.
+            wanted.runs.reverse();
         }
         let _ = (plan, task, path, d);
+        wanted
     }
 
-    fn run(&self, plan: &Plan, task: &Task, tiles: usize, unit: &mut impl Unit<E>) {
+    fn run(&self, plan: &Plan, task: &Task, tiles: usize, unit: &mut impl Unit<E>, next: &mut Wanted<'_, E>) {
         let Heads { num_heads, head_dim: d, .. } = *self.heads;
         let group = self.heads.group();
         self.for_lanes(task, |lane, row, head| unit.load_query(lane, self.q.at(row, head, d)));
         unit.start();
+        next.fetch(FETCHED_LINES);
         // How many rows of the segment under visit each lane sees.
         let mut limits = vec![[0u32; LANES]; tiles];
         let mut visible = Vec::with_capacity(tiles);
         for &ancestor in &plan.chains[task.chain] {
             let len = self.segments[ancestor as usize].len;
             limits.as_flattened_mut()[..task.num_rows * group].fill(len);
-            self.visit(ancestor as usize, task.kv_head, &limits, 0, &mut visible, unit);
+            self.visit(ancestor as usize, task.kv_head, &limits, 0, &mut visible, unit, next);
         }
         let mut first_lane = 0;
         for part in &task.parts {
@@ -150,9 +189,10 @@ impl<E: Element> Call<'_, E> {
                 let seen = if self.heads.causal { (part.first_position + index / group + 1) as u32 } else { len };
                 *limit = seen.min(len);
             }
-            self.visit(part.segment, task.kv_head, &limits[tiles.clone()], tiles.start, &mut visible, unit);
+            self.visit(part.segment, task.kv_head, &limits[tiles.clone()], tiles.start, &mut visible, unit, next);
             first_lane = lanes.end;
         }
+        next.fetch(usize::MAX);
         unit.end();
         self.for_lanes(task, |lane, row, head| {
             let at = row * num_heads + head;
@@ -182,6 +222,7 @@ impl<E: Element> Call<'_, E> {
         first_tile: usize,
         visible: &mut Vec<Visible>,
         unit: &mut impl Unit<E>,
+        next: &mut Wanted<'_, E>,
     ) {
         let scale2 = self.heads.scale * std::f32::consts::LOG2_E;
         let start = self.segments[segment].start as usize;
@@ -190,9 +231,11 @@ impl<E: Element> Call<'_, E> {
             let from = |rows: &Rows<'_, E>| rows.offset + (start + first) * rows.stride + kv_head * rows.head;
             let (k, v) = (&self.k.data[from(&self.k)..], &self.v.data[from(&self.v)..]);
             unit.load_block(k, v, [self.k.stride, self.v.stride], (end - first).min(BLOCK));
+            next.fetch(FETCHED_LINES);
             visible.clear();
             visible.extend(limits.iter().map(|limits| Visible::new(limits, first)));
             unit.step(first_tile, visible, scale2);
+            next.fetch(FETCHED_LINES);
         }
     }
 }

@@ -1,7 +1,7 @@
 //! The forward pass's arithmetic on the AMX unit: bf16 operands, f32 sums, softmax in f32.
 //! Cost: per tile and block of 64 keys about 16 tile products for heads of 64, and 64 rows of softmax, which dominate.
 
-use super::amx::{self, DEPTH, KEY_STEPS, KEY_TILES, Pieces, TILE, Tiles};
+use super::amx::{self, DEPTH, KEY_STEPS, KEY_TILES, Layout, Pieces, TILE, Tiles};
 use super::forward::Unit;
 use super::lanes::{Lanes, Softmax, Visible};
 use super::{BLOCK, LANES};
@@ -21,6 +21,9 @@ pub(super) struct AmxUnit<'s> {
     /// Sums of values, `[tile][dim]`.
     out: &'s mut [Lanes],
     keys: &'s mut [bf16],
+    /// Keys that are multiplied where they are, with the distance of their rows: a single tile of lanes reads them only
+    /// once.
+    in_place: Option<(*const bf16, usize)>,
     values: &'s mut [bf16],
     p: &'s mut [bf16],
     /// Of two tiles: the unit works on one while the other's become probabilities.
@@ -53,6 +56,7 @@ impl<'s> AmxUnit<'s> {
             q: pieces.tiles(tiles * steps),
             out,
             keys: pieces.tiles(KEY_TILES * steps),
+            in_place: None,
             values: pieces.tiles(dim_tiles * KEY_STEPS),
             p: pieces.tiles(KEY_STEPS),
             scores: [pieces.block(), pieces.block()],
@@ -66,7 +70,14 @@ impl AmxUnit<'_> {
     fn multiply_scores(&mut self, tile: usize, count: usize, turn: usize) {
         let q = &self.q[tile * self.steps * TILE..][..self.steps * TILE];
         let scores = self.scores[turn][..count.next_multiple_of(16)].as_flattened_mut();
-        self.tiles.multiply(self.keys, self.steps, q, self.steps, scores, false);
+        match self.in_place {
+            Some((keys, line)) => {
+                let layout = Layout { line, step: DEPTH, panel: 16 * line };
+                // SAFETY: `load_block` saw that the rows are there, and the trait says that they stay for the step.
+                unsafe { self.tiles.multiply_from(keys, layout, q, self.steps, scores, false) }
+            }
+            None => self.tiles.multiply(self.keys, self.steps, q, self.steps, scores, false),
+        }
     }
 }
 
@@ -83,8 +94,14 @@ impl<E: Element> Unit<E> for AmxUnit<'_> {
     }
 
     fn load_block(&mut self, k: &[E], v: &[E], strides: [usize; 2], count: usize) {
-        let (k, v) = (bytemuck::cast_slice(k), bytemuck::cast_slice(v));
-        amx::pack_rows(&self.tiles, k, strides[0], count, self.head_dim, self.keys);
+        let (k, v): (&[bf16], &[bf16]) = (bytemuck::cast_slice(k), bytemuck::cast_slice(v));
+        // Whole tiles are read; what stands in rows beyond `count` makes scores that nobody looks at.
+        let read = (count.next_multiple_of(16) - 1) * strides[0] + self.head_dim;
+        let whole = self.softmax.len() == 1 && self.head_dim.is_multiple_of(DEPTH) && k.len() >= read;
+        self.in_place = whole.then(|| (k.as_ptr(), strides[0]));
+        if !whole {
+            amx::pack_rows(&self.tiles, k, strides[0], count, self.head_dim, self.keys);
+        }
         amx::pack_rows_transposed(&self.tiles, v, strides[1], count, self.head_dim, self.values);
     }
 

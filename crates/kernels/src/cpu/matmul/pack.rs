@@ -10,6 +10,7 @@ use crate::cpu::shared::SharedMut;
 use crate::element::{Element, bf16};
 use crate::isa::multiversion;
 use crate::parallel;
+use std::ops::Range;
 
 /// Rows and columns of a tile, in elements of C.
 pub(crate) const TILE: usize = 16;
@@ -46,26 +47,27 @@ pub(crate) fn rows_from_rows(x: &[bf16], k: usize, m: usize, out: &mut [bf16]) {
     parallel::for_rows(&mut out[..rows_len(m, k)], block_len, blocks_per_task, |first, blocks| {
         for (index, block) in blocks.chunks_exact_mut(block_len).enumerate() {
             let row = (first + index) * PANEL;
-            let rows = PANEL.min(m - row);
-            block_from_rows(&x[row * k..][..rows * k], k, block);
+            block_from_rows(x, k, row..(row + PANEL).min(m), 0, k, block);
         }
     });
 }
 
 multiversion! {
-    fn block_from_rows(x: &[bf16], k: usize, block: &mut [bf16]) {
-        for (step, pair) in block.chunks_exact_mut(PAIR_LEN).enumerate() {
-            let width = STEP.min(k - step * STEP);
-            let (lines, _) = pair.as_chunks_mut::<STEP>();
-            for (r, line) in lines.iter_mut().enumerate() {
-                let start = r * k + step * STEP;
-                if start >= x.len() {
-                    *line = [bf16::ZERO; STEP];
-                } else if width == STEP {
-                    line.copy_from_slice(&x[start..start + STEP]);
+    /// One block of A from up to 32 rows: `width` values of k from `first` on, the rest of the block zero.
+    fn block_from_rows(x: &[bf16], stride: usize, rows: Range<usize>, first: usize, width: usize, block: &mut [bf16]) {
+        let steps = block.len() / PAIR_LEN;
+        let (lines, _) = block.as_chunks_mut::<STEP>();
+        // Row by row, so that memory is read in its order.
+        for r in 0..PANEL {
+            let source = if r < rows.len() { &x[(rows.start + r) * stride + first..][..width] } else { &[][..] };
+            for step in 0..steps {
+                let line = &mut lines[step * PANEL + r];
+                let part = source.get(step * STEP..).unwrap_or(&[]);
+                if let Some(full) = part.first_chunk::<STEP>() {
+                    *line = *full;
                 } else {
-                    line[..width].copy_from_slice(&x[start..start + width]);
-                    line[width..].fill(bf16::ZERO);
+                    line[..part.len()].copy_from_slice(part);
+                    line[part.len()..].fill(bf16::ZERO);
                 }
             }
         }
@@ -73,7 +75,7 @@ multiversion! {
 }
 
 /// Calls `f` for every group of panels and steps of a packed operand with its `steps` steps and `panels` panels.
-fn for_groups(panels: usize, steps: usize, f: impl Fn(std::ops::Range<usize>, std::ops::Range<usize>) + Sync) {
+fn for_groups(panels: usize, steps: usize, f: impl Fn(Range<usize>, Range<usize>) + Sync) {
     let across = panels.div_ceil(GROUP);
     parallel::for_chunks(across * steps.div_ceil(GROUP_STEPS), 1, |task| {
         let (panel, step) = (task.start % across * GROUP, task.start / across * GROUP_STEPS);
@@ -81,27 +83,60 @@ fn for_groups(panels: usize, steps: usize, f: impl Fn(std::ops::Range<usize>, st
     });
 }
 
-/// A = dyᵀ: rows `row..row + rows` of the transpose of row-major `dy[depth, n]`.
-pub(crate) fn rows_from_transposed(dy: &[bf16], n: usize, row: usize, rows: usize, depth: usize, out: &mut [bf16]) {
-    let steps = depth.div_ceil(STEP);
-    let out = SharedMut::new(&mut out[..rows_len(rows, depth)]);
-    for_groups(rows.div_ceil(PANEL), steps, |blocks, group_steps| {
-        for step in group_steps {
-            for block in blocks.clone() {
-                // SAFETY: tasks own different blocks and steps.
-                let pair = unsafe { out.slice((block * steps + step) * PAIR_LEN, PAIR_LEN) };
-                let source = Strip {
-                    data: dy,
-                    stride: n,
-                    row: step * STEP,
-                    rows: STEP.min(depth - step * STEP),
-                    column: row + block * PANEL,
-                    columns: PANEL.min(rows - block * PANEL),
-                };
-                source.with_full(STEP, |data, stride| shuffle::transpose(data, stride, pair));
-            }
+/// Some rows of A from row-major `x[m, k]`, rows `stride` apart, some steps of k only, on this thread.
+pub(crate) fn some_rows(
+    x: &[bf16],
+    k: usize,
+    stride: usize,
+    rows: Range<usize>,
+    steps: Range<usize>,
+    out: &mut [bf16],
+) {
+    if steps.is_empty() {
+        return;
+    }
+    let (first, width) = (steps.start * STEP, (steps.end * STEP).min(k) - steps.start * STEP);
+    let block_len = steps.len() * PAIR_LEN;
+    for (index, block) in out.chunks_exact_mut(block_len).take(rows.len().div_ceil(PANEL)).enumerate() {
+        let row = rows.start + index * PANEL;
+        block_from_rows(x, stride, row..(row + PANEL).min(rows.end), first, width, block);
+    }
+}
+
+/// Some rows of A = dyᵀ from row-major `dy[depth, n]`, rows `stride` apart, some steps of its depth only, on this
+/// thread.
+pub(crate) fn some_columns(dy: &[bf16], stride: usize, rows: Range<usize>, steps: Range<usize>, out: &mut [bf16]) {
+    let depth = dy.len().div_ceil(stride.max(1));
+    for step in steps.clone() {
+        prefetch_strip(dy, stride, (step + 1) * STEP, &rows);
+        for block in 0..rows.len().div_ceil(PANEL) {
+            let pair = &mut out[(block * steps.len() + step - steps.start) * PAIR_LEN..][..PAIR_LEN];
+            let column = rows.start + block * PANEL;
+            let source = Strip {
+                data: dy,
+                stride,
+                row: step * STEP,
+                rows: STEP.min(depth - step * STEP),
+                column,
+                columns: PANEL.min(rows.end - column),
+            };
+            source.with_full(STEP, |data, stride| shuffle::transpose(data, stride, pair));
         }
-    });
+    }
+}
+
+/// Asks for 32 rows of some columns: they lie too far apart for the hardware to guess.
+fn prefetch_strip(data: &[bf16], stride: usize, row: usize, columns: &Range<usize>) {
+    #[cfg(target_arch = "x86_64")]
+    for row in row..row + STEP {
+        let Some(line) = data.get(row * stride + columns.start..row * stride + columns.end) else { return };
+        for part in line.chunks(STEP) {
+            // SAFETY: SSE is part of x86-64, and prefetching never faults.
+            unsafe { std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T1 }>(part.as_ptr().cast()) }
+        }
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = (data, stride, row, columns);
 }
 
 /// B from row-major `w[k, n]`.

@@ -1,18 +1,21 @@
 //! The loops around the block kernel: who computes which block, in what order memory is walked, and what happens to a
 //! finished block (bias, addition, rounding).
-//! One slice of a B panel stays in the first-level cache while blocks of A stream past it from the second. Sums over k
-//! that are cut into slices continue from where they stopped, so blocking changes no bits.
-//! Cost: A is packed once per product, about 3 % of the time of a 1024x576x1536 product.
+//! Every thread packs the rows that it is about to multiply, into a buffer that stays in its second-level cache: rows
+//! are read once, from wherever they are, and no thread waits for another's packing. One slice of a B panel stays in
+//! the first-level cache while blocks of A stream past it from the second. Sums over k that are cut into slices
+//! continue from where they stopped, so blocking changes no bits.
+//! Cost: about 3 % of a 1024x576x1536 product is packing of A.
 
 use super::kernel::{Block, Kernel};
 use super::pack::{self, PANEL, STEP, TILE, TILE_LEN};
-use super::target::{OutputLines, Place, Target};
+use super::target::{OutputLines, Place, Target, finish_stores};
 use crate::cpu::scratch::with_scratch;
 use crate::element::bf16;
 use crate::isa::MatmulPath;
 use crate::parallel;
 use crate::team;
 use std::ops::Range;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
 /// Packed B, or a range of its columns and of its k.
 #[derive(Clone, Copy, Debug)]
@@ -66,15 +69,37 @@ impl<'a> Columns<'a> {
     }
 }
 
-/// Rows of a task. A slice of k of that many rows takes 640 KiB of the second-level cache.
-const TASK_ROWS: usize = 512;
-/// Rows packed at a time, for each thread.
-const ROWS_PER_THREAD: usize = 2 * TASK_ROWS;
+/// The rows of A as they lie in memory.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Rows<'a> {
+    /// Row-major `x[m, k]`, rows `stride` apart.
+    RowMajor { x: &'a [bf16], k: usize, stride: usize },
+    /// The transpose of row-major `dy[depth, n]`, rows `stride` apart: its columns are the rows.
+    Transposed { dy: &'a [bf16], stride: usize },
+}
+
+impl Rows<'_> {
+    /// Packs some steps of k of some rows, on this thread.
+    fn pack(&self, rows: Range<usize>, steps: Range<usize>, out: &mut [bf16]) {
+        match *self {
+            Rows::RowMajor { x, k, stride } => pack::some_rows(x, k, stride, rows, steps, out),
+            Rows::Transposed { dy, stride } => pack::some_columns(dy, stride, rows, steps, out),
+        }
+    }
+}
+
+/// Most rows that are packed together.
+const GROUP_ROWS: usize = 512;
+/// Rows below which reading B for them costs more than multiplying by it.
+const LEAST_ROWS: usize = 192;
+/// Bytes of the second-level cache that packed rows and unfinished sums may take; B and the output need the rest.
+const GROUP_BYTES: usize = 1280 << 10;
 /// Most steps of k whose panel slice stays in the first-level cache: 40 of 48 KiB.
 const SLICE_STEPS: usize = 20;
-/// Panels that a task takes through all slices together. Their sums take 512 KiB of the second-level cache; fewer
-/// would have the slices of A read again more often.
+/// Panels that go through all slices together where all of k is packed at once.
 const PANELS_TOGETHER: usize = 8;
+/// Panels of a task at most where slices are packed one by one: more would leave room for too few rows.
+const SLICED_PANELS: usize = 24;
 /// Steps of B, 2 KiB each, that are worth a task of their own when they come from memory.
 const STREAM_STEPS: usize = 64;
 /// How far ahead of the products B is asked for when it comes from memory, in elements: 32 KiB.
@@ -82,62 +107,118 @@ const STREAM_AHEAD: usize = 1 << 14;
 /// Blocks of 32x32x32 that are worth a task of their own, about 10 microseconds of AMX.
 const TASK_BLOCKS: usize = 400;
 
-/// Target = x[m, k]·B, packing x on the way.
+/// How a product is cut.
+#[derive(Clone, Copy, Debug)]
+struct Cut {
+    /// Blocks of 32 rows.
+    blocks: usize,
+    row_groups: usize,
+    panels: usize,
+    panel_groups: usize,
+    /// Slices of k; sums wait between them.
+    slices: usize,
+    /// Pack one slice of the rows at a time and keep the sums of all panels, instead of packing all of k.
+    sliced: bool,
+}
+
+impl Cut {
+    fn new(rows: usize, b: &Columns<'_>, threads: usize) -> Self {
+        let (blocks, steps, panels) = (rows.div_ceil(PANEL), b.steps, b.panels);
+        // A panel that only one block reads is read once, whole and in the order of memory.
+        let slices = if blocks <= 1 { 1 } else { steps.div_ceil(SLICE_STEPS).max(1) };
+        let step_bytes = STEP * size_of::<bf16>();
+        let panel_bytes = PANEL * size_of::<f32>();
+        let fit = |bytes_per_row: usize| (GROUP_BYTES / bytes_per_row / PANEL).clamp(1, GROUP_ROWS / PANEL);
+        let whole = fit(steps.max(1) * step_bytes + if slices > 1 { PANELS_TOGETHER * panel_bytes } else { 0 });
+        let sliced_groups = panels.div_ceil(SLICED_PANELS).max(1);
+        let one_slice = fit(steps.div_ceil(slices).max(1) * step_bytes + panels.div_ceil(sliced_groups) * panel_bytes);
+        let sliced = slices > 1 && one_slice > whole;
+        let most = if sliced { one_slice } else { whole };
+        // As many groups for every thread, as long as they are large enough.
+        let mut row_groups = blocks.div_ceil(most).max(1);
+        if row_groups < threads {
+            row_groups = threads.min(rows / LEAST_ROWS).max(row_groups);
+        } else if blocks / row_groups.next_multiple_of(threads) >= LEAST_ROWS / PANEL {
+            row_groups = row_groups.next_multiple_of(threads);
+        }
+        // More tasks than threads even out a machine that others use too, as long as a task is worth its start.
+        // A single block of rows waits for B to come from memory; bytes count then, not products.
+        let panel_groups = if blocks <= 1 {
+            (panels * steps / STREAM_STEPS).min(4 * threads)
+        } else if sliced {
+            sliced_groups
+        } else if row_groups < threads {
+            (blocks * panels * steps / TASK_BLOCKS).min(threads.next_multiple_of(row_groups) / row_groups)
+        } else {
+            1
+        };
+        Self { blocks, row_groups, panels, panel_groups: panel_groups.clamp(1, panels.max(1)), slices, sliced }
+    }
+
+    fn blocks_of(&self, group: usize) -> Range<usize> {
+        group * self.blocks / self.row_groups..(group + 1) * self.blocks / self.row_groups
+    }
+
+    fn panels_of(&self, group: usize) -> Range<usize> {
+        group * self.panels / self.panel_groups..(group + 1) * self.panels / self.panel_groups
+    }
+}
+
+/// Target = A·B, packing A on the way.
 ///
 /// # Safety
 /// `target` points to `m` rows and as many columns as it says, no other thread uses them, and B has those columns.
 pub(crate) unsafe fn multiply_rows(
     path: MatmulPath,
-    x: &[bf16],
-    k: usize,
+    a: Rows<'_>,
     m: usize,
     b: Columns<'_>,
     bias: Option<&[f32]>,
     target: Target,
 ) {
-    let rows_at_once = ROWS_PER_THREAD * team::num_threads();
-    for first in (0..m).step_by(rows_at_once) {
-        let rows = rows_at_once.min(m - first);
-        with_scratch(pack::rows_len(rows, k), |packed: &mut [bf16]| {
-            pack::rows_from_rows(&x[first * k..][..rows * k], k, rows, packed);
-            // SAFETY: rows `first..first + rows` exist, as the caller promises for all m.
-            unsafe { multiply_packed(path, packed, rows, b, bias, target.skip_rows(first)) }
-        });
+    if m == 0 {
+        return;
     }
-}
-
-/// Target = A·B for packed A, in parallel.
-///
-/// # Safety
-/// As for [`multiply_rows`], with `rows` rows.
-pub(crate) unsafe fn multiply_packed(
-    path: MatmulPath,
-    a: &[bf16],
-    rows: usize,
-    b: Columns<'_>,
-    bias: Option<&[f32]>,
-    target: Target,
-) {
     let threads = team::num_threads();
-    let row_groups = rows.div_ceil(TASK_ROWS).max(1);
-    let group_rows = rows.div_ceil(row_groups).next_multiple_of(PANEL);
-    // More tasks than threads even out a machine that others use too, as long as a task is worth its start and, once
-    // there is one for every thread, wide enough to pay for reading its rows.
-    let blocks = rows.div_ceil(PANEL) * b.panels * b.steps;
-    // A single block of rows waits for B to come from memory; bytes count then, not products.
-    let worthwhile = if rows <= PANEL { b.panels * b.steps / STREAM_STEPS } else { blocks / TASK_BLOCKS };
-    let wanted = worthwhile.min(4 * threads).div_ceil(row_groups);
-    let wide_enough = b.panels.div_ceil(PANELS_TOGETHER).max(threads.div_ceil(row_groups));
-    let panels_per_task = b.panels.div_ceil(wanted.min(wide_enough).max(1)).max(1);
-    let panel_groups = b.panels.div_ceil(panels_per_task);
-    parallel::for_chunks(row_groups * panel_groups, 1, |task| {
-        let (group, first_panel) = (task.start / panel_groups, task.start % panel_groups * panels_per_task);
-        let first_row = group * group_rows;
-        let task_rows = group_rows.min(rows - first_row);
-        let panels = first_panel..(first_panel + panels_per_task).min(b.panels);
-        let a = &a[first_row * b.steps * STEP..];
-        // SAFETY: tasks differ in their rows or in their panels, so no two write the same element.
-        unsafe { multiply_panels(path, a, task_rows, b, panels, bias, target.skip_rows(first_row)) }
+    let target = target.past_caches(m);
+    let cut = Cut::new(m, &b, threads);
+    let tasks = cut.row_groups * cut.panel_groups;
+    let next = AtomicUsize::new(0);
+    // Each thread takes tasks as long as there are any, and packs when their rows change.
+    parallel::for_chunks(threads.min(tasks), 1, |_| {
+        let most_blocks = cut.blocks.div_ceil(cut.row_groups);
+        let packed_steps = if cut.sliced { b.steps.div_ceil(cut.slices) } else { b.steps };
+        with_scratch(most_blocks * packed_steps * 2 * TILE_LEN, |packed: &mut [bf16]| {
+            let kernel = Kernel::new(path);
+            let mut holds = None;
+            loop {
+                let task = next.fetch_add(1, Relaxed);
+                if task >= tasks {
+                    if target.past_caches {
+                        finish_stores();
+                    }
+                    return;
+                }
+                let (group, panels) = (task / cut.panel_groups, cut.panels_of(task % cut.panel_groups));
+                let blocks = cut.blocks_of(group);
+                let rows = blocks.start * PANEL..(blocks.end * PANEL).min(m);
+                // SAFETY: tasks differ in their rows or in their panels, so no two write the same element.
+                let target = unsafe { target.skip_rows(rows.start) };
+                let part = Part { rows: rows.len(), b, bias, target, kernel: &kernel };
+                // SAFETY: as above.
+                unsafe {
+                    if cut.sliced {
+                        part.multiply_sliced(|steps, out| a.pack(rows.clone(), steps, out), packed, panels, cut.slices);
+                    } else {
+                        if holds != Some(group) {
+                            a.pack(rows.clone(), 0..b.steps, packed);
+                            holds = Some(group);
+                        }
+                        part.multiply_whole(packed, panels, cut.slices);
+                    }
+                }
+            }
+        });
     });
 }
 
@@ -153,71 +234,110 @@ pub(crate) unsafe fn multiply_serial(
     bias: Option<&[f32]>,
     target: Target,
 ) {
+    let kernel = Kernel::new(path);
+    let slices = if rows <= PANEL { 1 } else { b.steps.div_ceil(SLICE_STEPS).max(1) };
+    let part = Part { rows, b, bias, target, kernel: &kernel };
     // SAFETY: as promised by the caller.
-    unsafe { multiply_panels(path, a, rows, b, 0..b.panels, bias, target) }
-}
-
-/// The part of a product that one task does: all of `rows`, some panels.
-///
-/// # Safety
-/// As for [`multiply_rows`].
-unsafe fn multiply_panels(
-    path: MatmulPath,
-    a: &[bf16],
-    rows: usize,
-    b: Columns<'_>,
-    panels: Range<usize>,
-    bias: Option<&[f32]>,
-    target: Target,
-) {
-    let blocks = rows.div_ceil(PANEL);
-    // A panel that only one block reads is read once, whole and in the order of memory.
-    let slices = if blocks <= 1 { 1 } else { b.steps.div_ceil(SLICE_STEPS).max(1) };
-    let slice_steps = b.steps.div_ceil(slices);
-    let task = PanelTask { a, rows, b, bias, target, kernel: Kernel::new(path) };
-    assert!(a.len() >= blocks * task.a_stride(), "packed rows are complete");
-    if slices == 1 {
-        // A block is finished at once, and all blocks share one buffer.
-        with_scratch(BLOCK_LEN, |sums: &mut [f32]| {
-            for panel in panels {
-                // SAFETY: this panel of these rows belongs to the task.
-                unsafe { task.multiply(panel, 0..b.steps, panel + 1, sums) }
-            }
-        });
-        return;
-    }
-    with_scratch(PANELS_TOGETHER * blocks * BLOCK_LEN, |sums: &mut [f32]| {
-        for first in panels.clone().step_by(PANELS_TOGETHER) {
-            let together = first..(first + PANELS_TOGETHER).min(panels.end);
-            for slice in 0..slices {
-                let steps = slice * slice_steps..((slice + 1) * slice_steps).min(b.steps);
-                for (panel, sums) in together.clone().zip(sums.chunks_exact_mut(blocks * BLOCK_LEN)) {
-                    let next = if panel + 1 < together.end { panel + 1 } else { first };
-                    // SAFETY: this panel of these rows belongs to the task.
-                    unsafe { task.multiply(panel, steps.clone(), next, sums) }
-                }
-            }
-        }
-    });
+    unsafe { part.multiply_whole(a, 0..b.panels, slices) }
 }
 
 /// Sums of a block.
 const BLOCK_LEN: usize = PANEL * PANEL;
 
-/// What one task multiplies.
-struct PanelTask<'a> {
-    a: &'a [bf16],
+/// Some rows of a product, on one thread.
+struct Part<'a> {
     rows: usize,
     b: Columns<'a>,
     bias: Option<&'a [f32]>,
     target: Target,
-    kernel: Kernel,
+    kernel: &'a Kernel,
 }
 
-impl PanelTask<'_> {
-    /// Elements from one block of packed rows to the next.
-    fn a_stride(&self) -> usize {
-        self.b.steps * 2 * TILE_LEN
+/// A range of packed steps of k, and how they lie in memory.
+#[derive(Clone, Copy)]
+struct Packed<'a> {
+    a: &'a [bf16],
+    /// Step of k that stands first in `a`.
+    first: usize,
+    /// Steps of each block in `a`.
+    steps: usize,
+}
+
+impl Part<'_> {
+    fn blocks(&self) -> usize {
+        self.rows.div_ceil(PANEL)
+    }
+
+    fn steps_of(&self, slice: usize, slices: usize) -> Range<usize> {
+        let most = self.b.steps.div_ceil(slices);
+        (slice * most).min(self.b.steps)..((slice + 1) * most).min(self.b.steps)
+    }
+
+    /// Some panels; `a` holds all of k.
+    ///
+    /// # Safety
+    /// The target has these panels of these rows, and no other thread uses them.
+    unsafe fn multiply_whole(&self, a: &[bf16], panels: Range<usize>, slices: usize) {
+        let a = Packed { a, first: 0, steps: self.b.steps };
+        if slices == 1 {
+            // A block is finished at once, and all blocks share one buffer.
+            with_scratch(BLOCK_LEN, |sums: &mut [f32]| {
+                for panel in panels {
+                    // SAFETY: as promised by the caller.
+                    unsafe { self.multiply(a, panel, 0..self.b.steps, panel + 1, sums) }
+                }
+            });
+            return;
+        }
+        with_scratch(PANELS_TOGETHER * self.blocks() * BLOCK_LEN, |sums: &mut [f32]| {
+            for first in panels.clone().step_by(PANELS_TOGETHER) {
+                let together = first..(first + PANELS_TOGETHER).min(panels.end);
+                for slice in 0..slices {
+                    // SAFETY: as promised by the caller.
+                    unsafe { self.multiply_slice(a, together.clone(), self.steps_of(slice, slices), sums) }
+                }
+            }
+        });
+    }
+
+    /// Some panels; `pack` fills `a` with one slice of k after the other.
+    ///
+    /// # Safety
+    /// As for [`Part::multiply_whole`].
+    unsafe fn multiply_sliced(
+        &self,
+        pack: impl Fn(Range<usize>, &mut [bf16]),
+        a: &mut [bf16],
+        panels: Range<usize>,
+        slices: usize,
+    ) {
+        with_scratch(panels.len() * self.blocks() * BLOCK_LEN, |sums: &mut [f32]| {
+            for slice in 0..slices {
+                let steps = self.steps_of(slice, slices);
+                if steps.is_empty() {
+                    continue;
+                }
+                pack(steps.clone(), a);
+                let a = Packed { a, first: steps.start, steps: steps.len() };
+                // SAFETY: as promised by the caller.
+                unsafe { self.multiply_slice(a, panels.clone(), steps, sums) }
+            }
+        });
+    }
+
+    /// One slice of k for some panels, each with a buffer for all its blocks.
+    ///
+    /// # Safety
+    /// As for [`Part::multiply_whole`].
+    unsafe fn multiply_slice(&self, a: Packed<'_>, panels: Range<usize>, steps: Range<usize>, sums: &mut [f32]) {
+        if steps.is_empty() {
+            return;
+        }
+        for (panel, sums) in panels.clone().zip(sums.chunks_exact_mut(self.blocks() * BLOCK_LEN)) {
+            let next = if panel + 1 < panels.end { panel + 1 } else { panels.start };
+            // SAFETY: as promised by the caller.
+            unsafe { self.multiply(a, panel, steps.clone(), next, sums) }
+        }
     }
 
     /// All rows, one panel, some steps of k. `sums` holds one block, or one for each block of rows where k is cut into
@@ -225,8 +345,8 @@ impl PanelTask<'_> {
     ///
     /// # Safety
     /// The target has this panel of these rows, and no other thread uses it.
-    unsafe fn multiply(&self, panel: usize, steps: Range<usize>, next: usize, sums: &mut [f32]) {
-        let Self { a, rows, b, target, .. } = *self;
+    unsafe fn multiply(&self, a: Packed<'_>, panel: usize, steps: Range<usize>, next: usize, sums: &mut [f32]) {
+        let Self { rows, b, target, .. } = *self;
         let width = PANEL.min(target.columns - panel * PANEL);
         let bias = self.bias.map(|bias| &bias[panel * PANEL..][..width]);
         let (whole, last) = (steps.len() == b.steps, steps.end == b.steps);
@@ -236,15 +356,16 @@ impl PanelTask<'_> {
         let next =
             if streamed { b_slice.as_ptr().wrapping_add(STREAM_AHEAD) } else { b.slice_start(next, steps.start) };
         let buffers = sums.len() / BLOCK_LEN;
-        for index in 0..rows.div_ceil(PANEL) {
+        for index in 0..self.blocks() {
             let row = index * PANEL;
             let place = Place { row, column: panel * PANEL, height: PANEL.min(rows - row), width };
             let buffer = &mut sums[index % buffers * BLOCK_LEN..][..BLOCK_LEN];
             // SAFETY: this place lies in the target, as the caller promises.
             let inside = if direct { unsafe { target.sums(place) } } else { None };
             let (c, c_stride) = inside.unwrap_or((buffer.as_mut_ptr(), PANEL));
+            let start = (index * a.steps + steps.start - a.first) * 2 * TILE_LEN;
             let block = Block {
-                a: a[index * self.a_stride() + steps.start * 2 * TILE_LEN..].as_ptr(),
+                a: a.a[start..start + steps.len() * 2 * TILE_LEN].as_ptr(),
                 num_tiles: place.height.div_ceil(TILE),
                 b: b_slice.as_ptr(),
                 steps: steps.len(),
@@ -254,7 +375,10 @@ impl PanelTask<'_> {
                 // Eight blocks fetch all of the next slice; further ones look at what is there already.
                 next: next.wrapping_add(index % 8 * steps.len() * 128),
                 streamed,
-                output: if last { target.lines(place) } else { OutputLines::of_buffer(c.wrapping_add(BLOCK_LEN)) },
+                output: last
+                    .then(|| target.lines(place))
+                    .flatten()
+                    .unwrap_or_else(|| OutputLines::of_buffer(c.wrapping_add(if last { 0 } else { BLOCK_LEN }))),
             };
             if steps.is_empty() {
                 buffer.fill(0.0);

@@ -12,10 +12,17 @@ use crate::parallel::SharedPointer;
 pub(crate) enum Sink {
     /// Overwrite.
     F32(*mut f32),
-    /// Add the finished sums.
-    F32Add(*mut f32),
+    /// Overwrite with the finished sums on top of a base of the same shape, which may be the output itself.
+    F32Add { base: *const f32, out: *mut f32 },
     /// Overwrite, rounded.
     Bf16(*mut bf16),
+}
+
+impl Sink {
+    /// Adds to what is there.
+    pub(crate) fn add_to(out: *mut f32) -> Self {
+        Self::F32Add { base: out, out }
+    }
 }
 
 /// A row-major output that tasks write disjoint blocks of.
@@ -26,9 +33,11 @@ pub(crate) struct Target {
     pub(crate) stride: usize,
     /// Valid columns; the padding of the last panel is dropped.
     pub(crate) columns: usize,
+    /// Write past the caches: see [`Target::past_caches`].
+    pub(crate) past_caches: bool,
 }
 
-// SAFETY: tasks write disjoint blocks, see `multiply_packed`.
+// SAFETY: tasks write disjoint blocks, see `multiply_rows`.
 unsafe impl Send for Target {}
 // SAFETY: as above.
 unsafe impl Sync for Target {}
@@ -60,7 +69,28 @@ impl OutputLines {
     }
 }
 
+/// Bytes of an output that the second-level cache will not keep.
+const LARGE: usize = 2 << 20;
+
 impl Target {
+    /// An output whose rows, `stride` apart, start with its first column.
+    pub(crate) fn new(sink: Sink, stride: usize, columns: usize) -> Self {
+        Self { sink, stride, columns, past_caches: false }
+    }
+
+    /// Whether `rows` rows of output are better written past the caches: an ordinary store to memory first reads the
+    /// line that it overwrites. Needs lines that are written whole.
+    pub(crate) fn past_caches(self, rows: usize) -> Self {
+        let (start, size) = match self.sink {
+            Sink::F32Add { base, out } if !std::ptr::eq(base, out) => (out as usize, size_of::<f32>()),
+            Sink::Bf16(out) => (out as usize, size_of::<bf16>()),
+            _ => return self,
+        };
+        let row = self.stride * size;
+        let past_caches = rows * row >= LARGE && start.is_multiple_of(64) && row.is_multiple_of(64);
+        Self { past_caches, ..self }
+    }
+
     /// The same output, starting `rows` further down.
     ///
     /// # Safety
@@ -71,7 +101,7 @@ impl Target {
         let sink = unsafe {
             match self.sink {
                 Sink::F32(out) => Sink::F32(out.add(offset)),
-                Sink::F32Add(out) => Sink::F32Add(out.add(offset)),
+                Sink::F32Add { base, out } => Sink::F32Add { base: base.add(offset), out: out.add(offset) },
                 Sink::Bf16(out) => Sink::Bf16(out.add(offset)),
             }
         };
@@ -92,15 +122,18 @@ impl Target {
         }
     }
 
-    /// The lines of `place`, to be fetched before they are written.
-    pub(super) fn lines(&self, place: Place) -> OutputLines {
+    /// The lines of `place` that a store waits for, to be fetched before.
+    pub(super) fn lines(&self, place: Place) -> Option<OutputLines> {
         let (start, size) = match self.sink {
-            Sink::F32(out) | Sink::F32Add(out) => (out.cast::<u8>(), size_of::<f32>()),
-            Sink::Bf16(out) => (out.cast::<u8>(), size_of::<bf16>()),
+            // What is read decides how long a block waits; writing waits for nobody.
+            Sink::F32Add { base, .. } => (base.cast::<u8>(), size_of::<f32>()),
+            _ if self.past_caches => return None,
+            Sink::F32(out) => (out.cast_const().cast(), size_of::<f32>()),
+            Sink::Bf16(out) => (out.cast_const().cast(), size_of::<bf16>()),
         };
         // Rows may start anywhere in a line. Their first line was fetched with the panel before; hence the last byte.
         let first = start.wrapping_add((place.row * self.stride + place.column) * size + 63);
-        OutputLines { first, second: PANEL * size - 64, stride: self.stride * size }
+        Some(OutputLines { first, second: PANEL * size - 64, stride: self.stride * size })
     }
 
     /// Writes the valid part of the block of sums `c`.
@@ -111,14 +144,34 @@ impl Target {
         assert!(c.len() >= PANEL * PANEL, "a block is complete");
         let Place { row, column, height, width } = place;
         let offset = row * self.stride + column;
+        #[cfg(target_arch = "x86_64")]
+        if width == PANEL && crate::isa::Machine::get().avx512_bf16 {
+            // SAFETY: the machine has the instructions, and the place lies in the target.
+            return unsafe {
+                match self.sink {
+                    Sink::F32(out) => {
+                        full::<false, false>(c, height, bias, std::ptr::null(), out.add(offset), self.stride)
+                    }
+                    Sink::F32Add { base, out } if self.past_caches => {
+                        full::<true, true>(c, height, bias, base.add(offset), out.add(offset), self.stride);
+                    }
+                    Sink::F32Add { base, out } => {
+                        full::<true, false>(c, height, bias, base.add(offset), out.add(offset), self.stride);
+                    }
+                    Sink::Bf16(out) if self.past_caches => {
+                        full_bf16::<true>(c, height, bias, out.add(offset), self.stride);
+                    }
+                    Sink::Bf16(out) => full_bf16::<false>(c, height, bias, out.add(offset), self.stride),
+                }
+            };
+        }
         // SAFETY: the last element touched is at offset + (height - 1) * stride + width, inside the target.
         unsafe {
             match self.sink {
                 Sink::F32(out) => write_f32(c, height, width, bias, SharedPointer(out.add(offset)), self.stride),
-                Sink::F32Add(out) => add_f32(c, height, width, bias, SharedPointer(out.add(offset)), self.stride),
-                #[cfg(target_arch = "x86_64")]
-                Sink::Bf16(out) if width == PANEL && crate::isa::Machine::get().avx512_bf16 => {
-                    full_bf16(c, height, bias, out.add(offset), self.stride);
+                Sink::F32Add { base, out } => {
+                    let (base, out) = (SharedPointer(base.add(offset).cast_mut()), SharedPointer(out.add(offset)));
+                    add_f32(c, height, width, bias, base, out, self.stride);
                 }
                 Sink::Bf16(out) => write_bf16(c, height, width, bias, SharedPointer(out.add(offset)), self.stride),
             }
@@ -134,7 +187,7 @@ impl Target {
 /// AVX-512 BF16; `c` has 32 rows, `bias` 32 entries, `out` `height` rows of 32 elements.
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f,avx512bf16")]
-unsafe fn full_bf16(c: &[f32], height: usize, bias: Option<&[f32]>, out: *mut bf16, stride: usize) {
+unsafe fn full_bf16<const PAST: bool>(c: &[f32], height: usize, bias: Option<&[f32]>, out: *mut bf16, stride: usize) {
     use std::arch::x86_64::*;
     let (mut low, mut high) = (_mm512_setzero_ps(), _mm512_setzero_ps());
     // SAFETY: sizes as promised by the caller.
@@ -151,8 +204,56 @@ unsafe fn full_bf16(c: &[f32], height: usize, bias: Option<&[f32]>, out: *mut bf
                 b = _mm512_add_ps(b, high);
             }
             let rounded: __m512i = std::mem::transmute(_mm512_cvtne2ps_pbh(b, a));
-            _mm512_storeu_si512(out.add(row * stride).cast(), rounded);
+            if PAST {
+                _mm512_stream_si512(out.add(row * stride).cast(), rounded);
+            } else {
+                _mm512_storeu_si512(out.add(row * stride).cast(), rounded);
+            }
         }
+    }
+}
+
+/// Rows of 32 columns in f32: overwritten, or put on top of `base` if `ADD`; past the caches if `PAST`.
+///
+/// # Safety
+/// AVX-512; `c` has 32 rows, `bias` 32 entries, `out` (and `base` if `ADD`) `height` rows of 32 elements; they start on
+/// lines if `PAST`.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f")]
+unsafe fn full<const ADD: bool, const PAST: bool>(
+    c: &[f32],
+    height: usize,
+    bias: Option<&[f32]>,
+    base: *const f32,
+    out: *mut f32,
+    stride: usize,
+) {
+    use std::arch::x86_64::*;
+    // SAFETY: sizes as promised by the caller.
+    unsafe {
+        for half in [0, 16] {
+            let bias = bias.map(|bias| _mm512_loadu_ps(bias.as_ptr().add(half)));
+            for row in 0..height {
+                let mut sums = _mm512_loadu_ps(c.as_ptr().add(row * PANEL + half));
+                if let Some(bias) = bias {
+                    sums = _mm512_add_ps(sums, bias);
+                }
+                let at = row * stride + half;
+                if ADD {
+                    sums = _mm512_add_ps(_mm512_loadu_ps(base.add(at)), sums);
+                }
+                if PAST { _mm512_stream_ps(out.add(at), sums) } else { _mm512_storeu_ps(out.add(at), sums) }
+            }
+        }
+    }
+}
+
+/// Makes stores past the caches visible to the threads that are told of them afterwards.
+pub(super) fn finish_stores() {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: SSE is part of x86-64.
+    unsafe {
+        std::arch::x86_64::_mm_sfence()
     }
 }
 
@@ -207,21 +308,23 @@ multiversion! {
 }
 
 multiversion! {
-    fn add_f32(c: &[f32], height: usize, width: usize, bias: Option<&[f32]>, out: SharedPointer<f32>, stride: usize) {
-        // SAFETY: `store` passes a part of the target.
-        unsafe {
-            each_row(c, height, width, bias, out, stride, |sums, row| match <&mut [f32; PANEL]>::try_from(&mut *row) {
-                Ok(row) => {
-                    for j in 0..PANEL {
-                        row[j] += sums[j];
-                    }
-                }
-                Err(_) => {
-                    for (out, sum) in row.iter_mut().zip(sums) {
-                        *out += sum;
-                    }
-                }
-            });
+    /// `base` is only read; it may be `out`.
+    fn add_f32(
+        c: &[f32], height: usize, width: usize, bias: Option<&[f32]>, base: SharedPointer<f32>,
+        out: SharedPointer<f32>, stride: usize,
+    ) {
+        let mut line = [0.0f32; PANEL];
+        for row in 0..height {
+            let sums = &c[row * PANEL..][..PANEL];
+            match bias {
+                None => line.copy_from_slice(sums),
+                Some(bias) => line.iter_mut().zip(sums).zip(bias).for_each(|((line, sum), bias)| *line = sum + bias),
+            }
+            for (column, sum) in line.iter().enumerate().take(width) {
+                let at = row * stride + column;
+                // SAFETY: `store` passes parts of the target and of its base.
+                unsafe { out.at(at).write(base.at(at).read() + sum) }
+            }
         }
     }
 }
