@@ -148,7 +148,7 @@ impl Cut {
         } else if sliced {
             sliced_groups
         } else if row_groups < threads {
-            (blocks * panels * steps / TASK_BLOCKS).min(threads.next_multiple_of(row_groups) / row_groups)
+            (blocks * panels * steps / TASK_BLOCKS).min(threads.div_ceil(row_groups))
         } else {
             1
         };
