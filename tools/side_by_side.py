@@ -176,8 +176,7 @@ class Foveate:
 
 
 def alternate(one, other, rounds):
-    """Seconds of both, turn by turn, after one turn each that does not count."""
-    one.turn(), other.turn()
+    """Seconds of both, turn by turn; both have warmed up before they take the time."""
     pairs = [(one.turn(), other.turn()) for _ in range(rounds)]
     one.close()
     other.close()
@@ -315,6 +314,7 @@ def main():
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--only", default="")
     parser.add_argument("--compile", action="store_true", help="try torch.compile too; minutes per case")
+    parser.add_argument("--settings", default="", help="PyTorch settings of training and tower instead of all, with commas")
     parser.add_argument("--write", type=Path, help="put the table between the marks of this file")
     parser.add_argument("--serve", help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -325,6 +325,8 @@ def main():
     threads, rounds = args.threads, args.rounds
     binary = str(Path(args.foveate).resolve())
     train_settings = ["bf16", "bf16 autocast"] + (["bf16 compile"] if args.compile else [])
+    if args.settings:
+        train_settings = args.settings.split(",")
     table = []
 
     def case(name):
@@ -388,9 +390,8 @@ def main():
             row(f"GRPO step on Minnow, 16 x 8 answers (mean length {length:.0f} and {their_length:.0f} tokens)",
                 f"trl.GRPOTrainer {'bf16' if bf16 else 'f32'}", mine, seconds, seconds / mine)
     # The portable paths, against PyTorch's best on the same machine.
-    for path in ("avx512", "portable"):
-        env = {"FOVEATE_MATMUL": path}
-        train(f"train-16-{path}", 16, "bf16", ["bf16"], env, f", {path}")
+    for path, env in (("avx512", {"FOVEATE_MATMUL": "avx512bf16"}), ("avx2", {"FOVEATE_ISA": "avx2"})):
+        train(f"train-4-{path}", 4, "bf16", ["bf16"], env, f", Foveate with {path} only")
 
     import torch
     import transformers
