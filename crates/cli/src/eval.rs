@@ -37,6 +37,8 @@ pub struct Args {
     /// Seed of built-in worlds
     #[arg(long, default_value_t = 0)]
     seed: u64,
+    #[command(flatten)]
+    images: load::ImageArgs,
 }
 
 /// Prints accuracy per suite and level, with 95 % intervals.
@@ -51,7 +53,8 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     for text in &args.data {
         suites.extend(suites_of(text, args.seed)?);
     }
-    let model = ModelArgs { model: args.model.clone(), precision: args.precision };
+    let model =
+        ModelArgs { precision: args.precision, images: args.images.clone(), ..ModelArgs::named(args.model.clone()) };
     let (mut policy, prompter) = load::open(&model, Precision::Auto)?;
     let sampling = SamplingConfig { max_new_tokens: args.max_new_tokens, ..SamplingConfig::default() }.greedy();
     let config = EvalConfig { sampling, ..EvalConfig::default() };

@@ -16,7 +16,7 @@ pub struct Args {
 
 /// Prints a short table.
 pub fn run(args: Args) -> anyhow::Result<()> {
-    let (policy, prompter) = load::open(&ModelArgs { model: args.model, precision: None }, Precision::F32)?;
+    let (policy, prompter) = load::open(&ModelArgs::named(args.model), Precision::F32)?;
     let about = policy.description();
     let line = |name: &str, value: String| println!("{name:<22}{value}");
     line("family", about.family.to_string());

@@ -5,7 +5,7 @@ use std::path::Path;
 use clap::ValueEnum;
 use foveate_kernels::isa;
 use foveate_model::{Policy, Precision};
-use foveate_train::prompt::Prompter;
+use foveate_train::prompt::{ImageLimits, Prompter};
 use foveate_train::source;
 
 /// Which model, and in which numbers.
@@ -17,6 +17,48 @@ pub struct ModelArgs {
     /// Number type of matrix operands
     #[arg(long)]
     pub precision: Option<PrecisionArg>,
+    /// Limits on pictures.
+    #[command(flatten)]
+    pub images: ImageArgs,
+}
+
+impl ModelArgs {
+    /// The model as it is.
+    pub fn named(model: String) -> Self {
+        Self { model, precision: None, images: ImageArgs::default() }
+    }
+}
+
+/// The limits of `[images]` in recipes.
+#[derive(clap::Args, Clone, Default)]
+pub struct ImageArgs {
+    /// Qwen-VL: enlarge smaller pictures to so many pixels
+    #[arg(long, value_name = "N")]
+    min_pixels: Option<u64>,
+    /// Qwen-VL: shrink larger pictures to so many pixels
+    #[arg(long, value_name = "N")]
+    max_pixels: Option<u64>,
+    /// SmolVLM, Idefics3: scale the longer side of pictures to so many pixels
+    #[arg(long, value_name = "N")]
+    longest_edge: Option<u32>,
+    /// SmolVLM, Idefics3: do not cut pictures into tiles
+    #[arg(long)]
+    no_split: bool,
+    /// InternVL: most tiles of a picture
+    #[arg(long, value_name = "N")]
+    max_tiles: Option<usize>,
+}
+
+impl ImageArgs {
+    fn limits(&self) -> ImageLimits {
+        ImageLimits {
+            min_pixels: self.min_pixels,
+            max_pixels: self.max_pixels,
+            longest_edge: self.longest_edge,
+            split: self.no_split.then_some(false),
+            max_tiles: self.max_tiles,
+        }
+    }
 }
 
 /// The same as in recipes.
@@ -44,7 +86,7 @@ impl From<PrecisionArg> for Precision {
 pub fn open(args: &ModelArgs, usual: Precision) -> anyhow::Result<(Policy, Prompter)> {
     isa::check()?;
     let precision = args.precision.map_or(usual, Precision::from);
-    let source = source::find(Path::new(""), &args.model)?;
+    let source = source::find(Path::new(""), &args.model)?.with_images(&args.images.limits());
     let policy = source.load(precision)?;
     let prompter = source.prompter(&policy)?;
     Ok((policy, prompter))

@@ -8,6 +8,7 @@ mod chat;
 mod compare;
 mod data;
 mod doctor;
+mod download;
 mod eval;
 mod failure;
 mod generate;
@@ -25,6 +26,7 @@ mod train;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use foveate_train::hub;
 
 /// Post-trains small vision-language models: supervised fine-tuning and reinforcement learning with verifiable rewards.
 #[derive(Parser)]
@@ -68,7 +70,22 @@ enum Command {
     Doctor(doctor::Args),
 }
 
+/// `foveate .. | head` closes our output early; printing then panics. That is no fault of ours and ends quietly, with the
+/// exit code that the shell gives a program that a closed pipe has ended.
+fn end_quietly_on_closed_pipes() {
+    let usual = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        let text = panic.payload().downcast_ref::<String>().map_or("", String::as_str);
+        if text.starts_with("failed printing to std") && text.contains("Broken pipe") {
+            std::process::exit(141);
+        }
+        usual(panic);
+    }));
+}
+
 fn main() -> ExitCode {
+    end_quietly_on_closed_pipes();
+    hub::watch(download::show);
     let done = |outcome: anyhow::Result<()>| outcome.map(|()| ExitCode::SUCCESS);
     let outcome = match Cli::parse().command {
         Command::Train(args) => train::run(args),

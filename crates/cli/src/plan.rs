@@ -1,13 +1,12 @@
 //! `foveate plan MODEL|RECIPE`: what a model or a run will take, before anything is loaded.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use foveate_model::{Precision, Trainable, plan};
 use foveate_train::recipe::{self, ModelRef};
 use foveate_train::run::{self, Run, Stage};
 use foveate_train::source;
 
-use crate::failure::failure;
 use crate::load::PrecisionArg;
 
 /// Arguments of `foveate plan`.
@@ -45,19 +44,20 @@ pub fn run(args: Args) -> anyhow::Result<()> {
 }
 
 fn recipe_plan(run: &Run) -> anyhow::Result<()> {
-    let folder: PathBuf = match &run.model {
-        ModelRef::Named(name) => source::find(&run.base, name)?.folder,
-        ModelRef::New { .. } => {
-            return Err(failure(
-                "the recipe makes a new model, whose sizes follow from its data",
-                "plan the folder of its first checkpoint, or read foveate train's first line",
-            ));
-        }
-    };
     let spec = run.lora.as_ref().map(|lora| lora.spec());
     for stage in &run.stage {
         println!("stage {}", stage.name);
-        let plan = plan::plan(&folder, run.precision, stage.train, spec.as_ref())?;
+        let plan = match &run.model {
+            ModelRef::Named(name) => {
+                let folder = source::find(&run.base, name)?.folder;
+                plan::plan(&folder, run.precision, stage.train, spec.as_ref())?
+            }
+            // The table of words has as many rows as the recipe asks for, or fewer where the data has fewer words.
+            ModelRef::New { new } => {
+                let config = new.config(new.vocabulary);
+                plan::of_config(Path::new("model.new"), &config, run.precision, stage.train, spec.as_ref())?
+            }
+        };
         base(&plan);
         learning(&plan, stage.tokens_per_batch);
         let reference = if stage.needs_reference() && spec.is_none() { plan.to_ask() } else { 0 };

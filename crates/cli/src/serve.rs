@@ -48,6 +48,8 @@ pub struct Args {
     /// Number type of matrix operands
     #[arg(long)]
     precision: Option<load::PrecisionArg>,
+    #[command(flatten)]
+    images: load::ImageArgs,
     /// Longest answer in tokens, and its length where a request names none
     #[arg(long, default_value_t = 512)]
     max_new_tokens: u32,
@@ -104,7 +106,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     if let Some(folder) = args.images_from.as_ref().filter(|folder| !folder.is_dir()) {
         return Err(failure(format!("{} is no folder", folder.display()), "--images-from names a folder of pictures"));
     }
-    let model = ModelArgs { model: args.model.clone(), precision: args.precision };
+    let model = ModelArgs { model: args.model.clone(), precision: args.precision, images: args.images.clone() };
     let (inbox, jobs) = channel();
     let (ready, opened) = channel();
     let (num_answers, cache_tokens) = (args.batch as usize, args.cache_tokens);

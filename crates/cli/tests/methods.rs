@@ -190,7 +190,11 @@ fn parts_that_do_not_fit_are_refused() {
         (open, &format!("{accuracy}\ndynamic = {{ lo = 0.9, hi = 0.1 }}"), "below dynamic.hi"),
         (open, "rule = { kind = \"sft\" }\ndynamic = {}", "this stage is supervised"),
         (open, "rewards = [ { kind = \"process\", command = [\"/no/such/program\"] } ]", "/no/such/program"),
-        (open, "rewards = [ { kind = \"judge\", chat = { url = \"https://x\", model = \"m\" } } ]", "plain http"),
+        (
+            open,
+            "rewards = [ { kind = \"judge\", chat = { url = \"ftp://x\", model = \"m\" } } ]",
+            "neither http:// nor",
+        ),
         ("{ task = \"counting\", rows = 20, filter = { answers = [\"box\"] } }", accuracy, "no usable rows"),
     ] {
         fs::write(here.join("r.toml"), one_stage(data, settings)).expect("written");

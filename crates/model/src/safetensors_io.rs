@@ -3,6 +3,8 @@
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
+use std::fs::File;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use foveate_kernels::element::{Element, bf16};
@@ -52,20 +54,21 @@ pub fn weight_files(dir: &Path) -> Result<Vec<PathBuf>, ModelError> {
     Ok(names.into_iter().map(|name| dir.join(name)).collect())
 }
 
-/// Whether a folder stores a head that differs from the embedding.
+/// Whether a folder stores a head that differs from the embedding. Both are compared in place; nothing is copied.
 pub fn has_own_head(dir: &Path) -> Result<bool, ModelError> {
-    let mut stored: [Option<(Dtype, Vec<u8>)>; 2] = [None, None];
-    for path in weight_files(dir)? {
-        let bytes = FileMap::open(&path).map_err(|error| damaged(&path, error))?;
-        let file = SafeTensors::deserialize(&bytes).map_err(|error| damaged(&path, error))?;
-        for (name, view) in file.tensors() {
-            let ends = ["lm_head.weight", "embed_tokens.weight"];
-            if let Some(slot) = ends.iter().position(|end| name == *end || name.ends_with(&format!(".{end}"))) {
-                stored[slot] = Some((view.dtype(), view.data().to_vec()));
-            }
-        }
-    }
-    Ok(matches!(stored, [Some(head), Some(embedding)] if head != embedding))
+    let ends = ["lm_head.weight", "embed_tokens.weight"];
+    let is = |name: &str, end: &str| name == end || name.strip_suffix(end).is_some_and(|before| before.ends_with('.'));
+    let maps = weight_files(dir)?
+        .into_iter()
+        .map(|path| FileMap::open(&path).map(|map| (map, path.clone())).map_err(|error| damaged(&path, error)))
+        .collect::<Result<Vec<_>, _>>()?;
+    let files = maps
+        .iter()
+        .map(|(bytes, path)| SafeTensors::deserialize(bytes).map_err(|error| damaged(path, error)))
+        .collect::<Result<Vec<_>, _>>()?;
+    let find = |end: &str| files.iter().flat_map(|file| file.tensors()).find(|(name, _)| is(name, end));
+    let [Some((_, head)), Some((_, embedding))] = ends.map(find) else { return Ok(false) };
+    Ok(head.dtype() != embedding.dtype() || head.data() != embedding.data())
 }
 
 /// Buffers that old versions of `transformers` stored and every version computes.
@@ -84,8 +87,10 @@ pub fn load(weights: &mut Weights, dir: &Path, namings: &[Naming]) -> Result<Nam
     let mut hits = vec![0; namings.len()];
     let mut seen = vec![false; weights.infos().len()];
     for path in weight_files(dir)? {
-        let bytes = std::fs::read(&path).map_err(|source| ModelError::File { path: path.clone(), source })?;
-        let file = SafeTensors::deserialize(&bytes).map_err(|error| damaged(&path, error))?;
+        // Mapped for its header alone: values are read piece by piece, so that no second copy of them is in memory.
+        let map = FileMap::open(&path).map_err(|error| damaged(&path, error))?;
+        let file = SafeTensors::deserialize(&map).map_err(|error| damaged(&path, error))?;
+        let open = File::open(&path).map_err(|source| ModelError::File { path: path.clone(), source })?;
         let mut jobs = Vec::new();
         for (name, view) in file.tensors() {
             let found: Vec<Option<usize>> = spelled.iter().map(|names| names.get(&name).copied()).collect();
@@ -109,21 +114,27 @@ pub fn load(weights: &mut Weights, dir: &Path, namings: &[Naming]) -> Result<Nam
                 ));
             }
             seen[index] = true;
-            jobs.push((info.offset, info.len, view));
+            let start = view.data().as_ptr() as usize - map.as_ptr() as usize;
+            jobs.push((info.offset, info.len, view.dtype(), start as u64));
         }
         jobs.sort_by_key(|job| job.0);
         // Cut the flat buffer at the tensors' places so that they can be filled in parallel.
         let mut rest = weights.master_mut();
         let mut at = 0;
         let mut slices = Vec::with_capacity(jobs.len());
-        for (offset, len, view) in jobs {
+        for (offset, len, dtype, start) in jobs {
             let (_, tail) = rest.split_at_mut(offset - at);
             let (slice, tail) = tail.split_at_mut(len);
-            slices.push((slice, view));
+            let size = dtype.bitsize() as u64 / 8;
+            let pieces = slice.chunks_mut(PIECE).enumerate();
+            slices.extend(pieces.map(|(i, piece)| (piece, dtype, start + (i * PIECE) as u64 * size)));
             rest = tail;
             at = offset + len;
         }
-        slices.into_par_iter().for_each(|(slice, view)| widen(view.dtype(), view.data(), slice));
+        slices
+            .into_par_iter()
+            .try_for_each_init(Vec::new, |bytes, (piece, dtype, start)| read_piece(&open, dtype, start, bytes, piece))
+            .map_err(|source| ModelError::File { path: path.clone(), source })?;
     }
     for (index, info) in weights.infos().iter().enumerate() {
         if !seen[index] {
@@ -141,6 +152,17 @@ pub fn load(weights: &mut Weights, dir: &Path, namings: &[Naming]) -> Result<Nam
         problems.push(format!("and {more} more"));
     }
     Err(ModelError::Mismatch { path: dir.to_path_buf(), problems: problems.join("; ") })
+}
+
+/// Values that are read at a time.
+const PIECE: usize = 1 << 18;
+
+/// Reads values from place `start` of a file on; `bytes` is room that is used again and again.
+fn read_piece(file: &File, dtype: Dtype, start: u64, bytes: &mut Vec<u8>, out: &mut [f32]) -> std::io::Result<()> {
+    bytes.resize(out.len() * dtype.bitsize() / 8, 0);
+    file.read_exact_at(bytes, start)?;
+    widen(dtype, bytes, out);
+    Ok(())
 }
 
 /// Values of any stored type as f32.

@@ -5,7 +5,7 @@ mod support;
 
 use foveate_kernels::rng::{Purpose, Stream};
 use foveate_model::{AdapterSpec, Derivatives, Dropout, HeadOutput, Policy, Precision, Trainable, peft};
-use support::{Parity, fixtures, gap, pack};
+use support::{MODELS, Parity, fixtures, gap, pack};
 
 fn base(precision: Precision) -> Policy {
     Policy::load(&fixtures().join("models/smolvlm"), precision).unwrap()
@@ -198,15 +198,45 @@ fn dropout_leaves_inputs_out_while_learning_and_its_gradient_follows_differences
     assert_eq!(policy.score(&batch).unwrap(), whole, "a rate of 0 is no dropout");
 }
 
+/// `fixtures/peft/modules.json` lists what PEFT finds in each checkpoint (`tools/fixture_peft.py`).
 #[test]
-fn every_block_of_every_family_gets_adapters() {
-    for (name, module) in [
-        ("qwen3", "model.layers.1.self_attn.q_proj.lora_A.weight"),
-        ("qwen2_vl", "model.visual.blocks.1.attn.qkv.lora_A.weight"),
-        ("qwen3_vl", "model.language_model.layers.2.mlp.up_proj.lora_B.weight"),
-    ] {
+fn adapters_stand_where_peft_would_put_them_in_every_family() {
+    let text = std::fs::read_to_string(fixtures().join("peft/modules.json")).unwrap();
+    let all: serde_json::Value = serde_json::from_str(&text).unwrap();
+    for name in MODELS {
         let policy = Policy::load(&fixtures().join("models").join(name), Precision::F32).unwrap();
+        let unread: Vec<String> =
+            policy.parameters().iter().filter(|info| info.unread).map(|info| info.name.clone()).collect();
         let policy = policy.with_adapters(&spec(&[]), 3).unwrap();
-        assert!(policy.parameters().iter().any(|info| info.name == module), "{name}: {module}");
+        let ours = policy.adapted_modules();
+        let theirs: Vec<&str> = all[name].as_array().unwrap().iter().map(|module| module.as_str().unwrap()).collect();
+        for module in &ours {
+            assert!(theirs.contains(module), "{name}: PEFT knows no {module}");
+        }
+        for module in theirs {
+            // The head is no part of the tape; some checkpoints hold blocks that no forward pass reads.
+            let skipped = module == "lm_head" || unread.contains(&format!("{module}.weight"));
+            assert_eq!(ours.contains(&module), !skipped, "{name}: {module}");
+        }
+    }
+}
+
+#[test]
+fn adapters_of_every_family_learn_and_nothing_else_does() {
+    for name in MODELS {
+        let parity = Parity::open(name);
+        let conversation = parity.json["gradient"]["of"].as_str().unwrap().to_string();
+        let prompt = parity.prompt(&conversation);
+        let batch = pack(&[(&prompt, vec![parity.completion(&conversation)])], true);
+        let policy = Policy::load(&fixtures().join("models").join(name), Precision::F32).unwrap();
+        let mut policy = policy.with_adapters(&spec(&[]), 3).unwrap();
+        policy.set_trainable(Trainable::ALL);
+        stir(&mut policy);
+        let mut gradients = policy.new_gradients();
+        policy.accumulate_gradients(&batch, &mut gradients, &mut weigh).unwrap();
+        for info in policy.parameters() {
+            let any = gradients.flat[info.offset..info.offset + info.len].iter().any(|g| *g != 0.0);
+            assert_eq!(any, info.name.contains(".lora_"), "{name}: {}", info.name);
+        }
     }
 }

@@ -10,7 +10,7 @@ use foveate_kernels::cpu::adamw;
 use foveate_model::safetensors_io::weight_files;
 use foveate_model::{Derivatives, ModelError, Policy, Precision, SampleJob, SamplingSpec, SaveType};
 use safetensors::{Dtype, SafeTensors};
-use support::{MODELS, Parity, fixtures, floats, gap, ids, pack};
+use support::{MODELS, Parity, fixtures, floats, gap, ids, measured, pack};
 
 fn policy(name: &str) -> Policy {
     Policy::load(&fixtures().join("models").join(name), Precision::F32).unwrap()
@@ -21,6 +21,7 @@ fn logprobs_and_entropy_agree() {
     for name in MODELS {
         let parity = Parity::open(name);
         let mut policy = policy(name);
+        let mut largest = [0f32; 2];
         for conversation in parity.conversations() {
             let prompt = parity.prompt(&conversation);
             let batch = pack(&[(&prompt, vec![parity.completion(&conversation)])], true);
@@ -29,9 +30,13 @@ fn logprobs_and_entropy_agree() {
             let (logprob, entropy) = (floats(&entry["logprobs"]), floats(&entry["entropy"]));
             let worst = output.logprob.iter().zip(&logprob).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
             assert!(worst < 1e-4, "{name} {conversation}: log-probabilities differ by {worst}");
+            largest[0] = largest[0].max(worst);
             let worst = output.entropy.iter().zip(&entropy).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
             assert!(worst < 1e-4, "{name} {conversation}: entropy differs by {worst}");
+            largest[1] = largest[1].max(worst);
         }
+        measured("log-probabilities", name, format!("{:.0e}", largest[0]));
+        measured("entropy", name, format!("{:.0e}", largest[1]));
     }
 }
 
@@ -60,6 +65,7 @@ fn greedy_answers_agree() {
             let want = ids(&parity.json["conversations"][conversation]["greedy_ids"]);
             assert_eq!(answer[0].ids, want, "{name} {conversation}");
         }
+        measured("greedy answers", name, format!("{} of {0}", conversations.len()));
     }
 }
 
@@ -71,6 +77,7 @@ fn gradients_of_every_tensor_agree() {
         let conversation = parity.json["gradient"]["of"].as_str().unwrap().to_string();
         let prompt = parity.prompt(&conversation);
         let batch = pack(&[(&prompt, vec![parity.completion(&conversation)])], true);
+        let mut largest = 0f32;
         for recompute in [false, true] {
             policy.set_recompute(recompute);
             let mut gradients = policy.new_gradients();
@@ -90,8 +97,10 @@ fn gradients_of_every_tensor_agree() {
                 let scale = want.iter().fold(1e-4f32, |m, v| m.max(v.abs()));
                 let worst = ours.iter().zip(&want).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
                 assert!(worst < 1e-3 * scale, "{name} {}: differs by {worst}, largest is {scale}", info.name);
+                largest = largest.max(worst / scale);
             }
         }
+        measured("gradients", name, format!("{largest:.0e} in {} tensors", policy.parameters().len()));
     }
 }
 
@@ -109,6 +118,7 @@ fn ten_training_steps_agree() {
         let number = |key: &str| settings[key].as_f64().unwrap() as f32;
         let (mut m, mut v) = (vec![0.0; policy.master().len()], vec![0.0; policy.master().len()]);
         let losses = floats(&settings["losses"]);
+        let mut largest = 0f32;
         let weight = -1.0 / batch.target.len() as f32;
         for (step, want) in losses.iter().enumerate() {
             let mut gradients = policy.new_gradients();
@@ -120,6 +130,7 @@ fn ten_training_steps_agree() {
                 .unwrap();
             let loss = output.logprob.iter().map(|l| l * weight).sum::<f32>();
             assert!((loss - want).abs() < 5e-3, "{name}, step {step}: loss {loss}, expected {want}");
+            largest = largest.max((loss - want).abs());
             adamw::adamw_step(
                 policy.master_mut(),
                 &gradients.flat,
@@ -135,6 +146,7 @@ fn ten_training_steps_agree() {
             );
         }
         assert!(gap(&[losses[0]], &[losses[10]]) > 0.1, "{name}: the fixture's loss should fall");
+        measured("ten AdamW steps", name, format!("{largest:.0e}"));
     }
 }
 
@@ -165,6 +177,7 @@ fn saved_weights_have_the_names_and_bytes_that_were_loaded() {
             });
             assert!(same, "{name}: {tensor} has another name, shape or content");
         }
+        measured("saved again", name, format!("{} equal", stored.len()));
     }
 }
 

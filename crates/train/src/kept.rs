@@ -34,7 +34,8 @@ pub fn write_mark(folder: &Path, mark: Option<u32>) -> Result<(), FileError> {
 pub fn write_model(policy: &Policy, home: &ModelSource, folder: &Path, dtype: SaveType) -> Result<(), CheckpointError> {
     if policy.adapters().is_some() {
         policy.save_adapter(folder, &home.name).map_err(|error| CheckpointError::Weights(error.to_string()))?;
-        return hugging_face::copy_prompt_files(&home.folder, folder);
+        hugging_face::copy_prompt_files(&home.folder, folder)?;
+        return write_limits(home, folder);
     }
     policy.save_weights(folder, dtype).map_err(|error| CheckpointError::Weights(error.to_string()))?;
     let word = match dtype {
@@ -42,7 +43,14 @@ pub fn write_model(policy: &Policy, home: &ModelSource, folder: &Path, dtype: Sa
         SaveType::Bf16 => "bfloat16",
         SaveType::F16 => "float16",
     };
-    hugging_face::copy_side_files(&home.folder, folder, word)
+    hugging_face::copy_side_files(&home.folder, folder, word)?;
+    write_limits(home, folder)
+}
+
+/// A model is asked with the pictures that it was taught with.
+fn write_limits(home: &ModelSource, folder: &Path) -> Result<(), CheckpointError> {
+    let saved = home.images.save(&home.folder).map_err(|error| CheckpointError::Weights(error.to_string()))?;
+    Ok(saved.map_or(Ok(()), |(name, bytes)| write_file(&folder.join(name), &bytes))?)
 }
 
 /// The parameters of a flat buffer that a run must keep, by name: all, or the adapters where only those can learn.

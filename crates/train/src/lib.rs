@@ -3,6 +3,9 @@
 //! A room imports only rooms before it; a test holds that.
 #![forbid(unsafe_code)]
 
+// HTTP clients.
+pub mod net;
+
 // Files and generators to rows.
 pub mod data;
 
@@ -36,7 +39,7 @@ pub mod checkpoint;
 // Models that travel inside the program.
 pub mod builtin;
 
-// Models in the hub's cache.
+// Models of the hub: found in its cache, or fetched into it.
 pub mod hub;
 
 // The name of a model to the folder that holds it.

@@ -20,7 +20,7 @@ const NEW_MODEL: &str = "new-model";
 /// The folder with the text files of the run's model; those of a new model are made on first use.
 pub fn model_home(run: &Run, folder: &Path) -> Result<ModelSource, TrainError> {
     match &run.model {
-        ModelRef::Named(name) => Ok(source::find(&run.base, name)?),
+        ModelRef::Named(name) => Ok(source::find(&run.base, name)?.with_images(&run.images)),
         ModelRef::New { new } => {
             let home = folder.join(NEW_MODEL);
             // Written last, so its presence means that the folder is complete.
@@ -29,7 +29,8 @@ pub fn model_home(run: &Run, folder: &Path) -> Result<ModelSource, TrainError> {
                 fresh::write(&home, new, texts(&first, &run.stage[0]).into_iter())?;
                 write_file(&home.join("complete"), b"")?;
             }
-            Ok(ModelSource { name: home.to_string_lossy().into_owned(), folder: home, adapter: None })
+            let name = home.to_string_lossy().into_owned();
+            Ok(ModelSource { name, folder: home, adapter: None, images: run.images.clone() })
         }
     }
 }

@@ -2,9 +2,10 @@
 //! what it refuses.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use foveate_tasks::row::{Drawing, ImageData};
-use foveate_train::prompt::{Conversation, Part, PromptError, Prompter, Role, Turn};
+use foveate_train::prompt::{Conversation, ImageLimits, ImageProcessor, Part, PromptError, Prompter, Role, Turn};
 use safetensors::SafeTensors;
 use serde_json::Value as Json;
 
@@ -62,6 +63,7 @@ fn ids_pixels_and_placements_equal_transformers() {
         let table: Vec<f32> = tensors.tensor("pixel_table").map_or(Vec::new(), |table| {
             table.data().chunks_exact(4).map(|bytes| f32::from_le_bytes(bytes.try_into().unwrap())).collect()
         });
+        let (mut prompts, mut pixels) = (0, 0);
         for (name, case) in golden["conversations"].as_object().unwrap() {
             let (prompt, completion) = prompter.scored(&conversation(&case["messages"])).unwrap();
             assert_eq!(prompt.ids, ids(&case["prompt_ids"]), "{model} {name}: prompt");
@@ -79,7 +81,11 @@ fn ids_pixels_and_placements_equal_transformers() {
             }
             let got = prompt.tiles.iter().flat_map(|tile| &tile.pixels);
             assert!(want.iter().eq(got), "{model} {name}: pixels");
+            (prompts, pixels) = (prompts + 1, pixels + want.len());
         }
+        // Lines for the table of docs/checkpoints.md; see tools/family_table.py.
+        println!("measured | prompts | {model} | {prompts} of {prompts}");
+        println!("measured | pixels | {model} | {pixels} values");
     }
 }
 
@@ -89,13 +95,7 @@ fn masked_conversations_hold_the_same_tokens() {
         let prompter = prompter(model);
         for (name, case) in golden(model)["conversations"].as_object().unwrap() {
             let conversation = conversation(&case["messages"]);
-            let masked = prompter.masked(&conversation);
-            if LLAVA_MODELS.contains(&model) {
-                // The template begins answers in another way than it prompts for them.
-                assert!(matches!(masked, Err(PromptError::NotAPrefix { .. })), "{model} {name}");
-                continue;
-            }
-            let masked = masked.unwrap();
+            let masked = prompter.masked(&conversation).unwrap();
             let (prompt, completion) = prompter.scored(&conversation).unwrap();
             let whole = [prompt.ids.clone(), completion.clone()].concat();
             assert_eq!(masked.input.ids, whole, "{model} {name}");
@@ -110,6 +110,120 @@ fn masked_conversations_hold_the_same_tokens() {
                 assert!(prompter.end_ids().contains(answer.last().unwrap()));
             }
         }
+    }
+}
+
+/// A fixture's folder with one file written anew.
+fn altered(model: &str, name: &str, content: &[u8]) -> tempfile::TempDir {
+    let copy = tempfile::tempdir().unwrap();
+    for entry in std::fs::read_dir(fixtures().join("models").join(model)).unwrap() {
+        let path = entry.unwrap().path();
+        if path.extension().is_some_and(|extension| extension != "safetensors") {
+            std::fs::copy(&path, copy.path().join(path.file_name().unwrap())).unwrap();
+        }
+    }
+    std::fs::write(copy.path().join(name), content).unwrap();
+    copy
+}
+
+/// In the manner of Qwen3's: the last answer begins with its reasoning, or with an empty one, and earlier answers are
+/// written without theirs.
+const DROPS_REASONING: &str = "\
+{%- set place = namespace(query=-1) %}
+{%- for message in messages[::-1] %}
+    {%- if place.query < 0 and message.role == 'user' %}{%- set place.query = messages|length - 1 - loop.index0 %}{%- endif %}
+{%- endfor %}
+{%- for message in messages %}
+    {%- set text = message.content %}
+    {%- if message.role == 'assistant' %}
+        {%- set reason = '' %}
+        {%- if '</think>' in text %}
+            {%- set reason = text.split('</think>')[0].rstrip('\\n').split('<think>')[-1].lstrip('\\n') %}
+            {%- set text = text.split('</think>')[-1].lstrip('\\n') %}
+        {%- endif %}
+        {%- if loop.index0 > place.query %}{%- set text = '<think>\\n' + reason + '\\n</think>\\n\\n' + text %}{%- endif %}
+    {%- endif %}
+    {{- '<|im_start|>' + message.role + '\\n' + text + '<|im_end|>\\n' }}
+{%- endfor %}
+{%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}{%- endif %}";
+
+#[test]
+fn a_template_that_drops_earlier_reasoning_can_be_masked() {
+    let folder = altered("qwen3", "chat_template.jinja", DROPS_REASONING.as_bytes());
+    let prompter = Prompter::load(folder.path()).unwrap();
+    let turns = vec![
+        Turn::text(Role::User, "How many?"),
+        Turn::text(Role::Assistant, "<think>\nTwo and one.\n</think>\n\nIt is 3."),
+        Turn::text(Role::User, "And now?"),
+        Turn::text(Role::Assistant, "4"),
+        Turn::text(Role::User, "Sure?"),
+        Turn::text(Role::Assistant, "<think>\nI look again.\n</think>\n\nYes."),
+    ];
+    let masked = prompter.masked(&Conversation { turns: turns.clone() }).unwrap();
+    let shown: Vec<String> = masked
+        .trained
+        .iter()
+        .map(|range| prompter.decode(&masked.input.ids[range.start as usize..range.end as usize], false))
+        .collect();
+    let last = "<think>\nI look again.\n</think>\n\nYes.<|im_end|>";
+    assert_eq!(shown, ["It is 3.<|im_end|>", "4<|im_end|>", last]);
+    let (prompt, completion) = prompter.scored(&Conversation { turns }).unwrap();
+    assert_eq!(masked.input.ids, [prompt.ids, completion].concat());
+    // One that writes something else in an answer's place is still refused.
+    let lies = "{% for message in messages %}{{ message.role + ': ' + (message.content if loop.last or \
+                message.role == 'user' else 'no') + '<|im_end|>' }}{% endfor %}";
+    let folder = altered("qwen3", "chat_template.jinja", lies.as_bytes());
+    let turns = ["a", "blue", "b", "c"].iter().enumerate();
+    let turns =
+        turns.map(|(i, text)| Turn::text(if i % 2 == 0 { Role::User } else { Role::Assistant }, *text)).collect();
+    let refused = Prompter::load(folder.path()).unwrap().masked(&Conversation { turns });
+    assert!(matches!(refused, Err(PromptError::NotAPrefix { .. })), "{refused:?}");
+}
+
+#[test]
+fn limits_are_the_settings_that_transformers_reads() {
+    let pixels = |min, max| ImageLimits { min_pixels: min, max_pixels: max, ..ImageLimits::default() };
+    let edge = ImageLimits { longest_edge: Some(64), ..ImageLimits::default() };
+    let whole = ImageLimits { split: Some(false), ..ImageLimits::default() };
+    let tiles = ImageLimits { max_tiles: Some(2), ..ImageLimits::default() };
+    let mut cases: Vec<(&str, ImageLimits)> = vec![];
+    QWEN_MODELS.iter().for_each(|model| cases.extend([(*model, pixels(Some(512), Some(1024)))]));
+    QWEN_MODELS.iter().for_each(|model| cases.extend([(*model, pixels(None, Some(1024)))]));
+    MODELS.iter().for_each(|model| cases.extend([(*model, edge.clone()), (*model, whole.clone())]));
+    INTERNVL_MODELS.iter().for_each(|model| cases.extend([(*model, tiles.clone())]));
+    let mut fewer = 0;
+    for (model, limits) in cases {
+        let home = fixtures().join("models").join(model);
+        let original = Prompter::load(&home).unwrap().processor().clone();
+        let mut limited = original.clone();
+        limits.apply(&mut limited).unwrap_or_else(|error| panic!("{model}: {error}"));
+        let (name, content) = limits.save(&home).unwrap().expect("something to save");
+        let folder = altered(model, name, &content);
+        let saved = Prompter::load(folder.path()).unwrap();
+        assert_eq!(*saved.processor(), limited, "{model} {limits:?}");
+        let drawing = Arc::new(Drawing { width: 200, height: 90, rgb: vec![90; 3 * 200 * 90] });
+        let features = |processor: &ImageProcessor| -> usize {
+            let one = processor.process(std::slice::from_ref(&drawing)).unwrap();
+            one.iter().map(|image| image.num_features).sum()
+        };
+        assert!(features(&limited) <= features(&original), "{model} {limits:?}");
+        fewer += usize::from(features(&limited) < features(&original));
+    }
+    assert!(fewer >= 5, "{fewer} limits had an effect");
+    let none = ImageLimits::default();
+    assert!(none.is_empty() && none.save(&fixtures().join("models/qwen2_vl")).unwrap().is_none());
+    for (model, limits) in [
+        ("qwen2_vl", edge.clone()),
+        ("qwen2_vl", pixels(Some(5000), Some(4096))),
+        ("qwen2_vl", pixels(Some(1), Some(1))),
+        ("smolvlm", pixels(None, Some(4096))),
+        ("smolvlm", ImageLimits { longest_edge: Some(0), ..ImageLimits::default() }),
+        ("internvl", ImageLimits { max_tiles: Some(0), ..ImageLimits::default() }),
+        ("llava_onevision", tiles.clone()),
+        ("llama", whole.clone()),
+    ] {
+        let refused = limits.apply(prompter(model).processor_mut()).unwrap_err();
+        assert!(matches!(refused, PromptError::Limits { .. }) && !refused.hint().is_empty(), "{model}: {refused}");
     }
 }
 

@@ -13,31 +13,21 @@ use crate::batch::{Segment, Tile};
 use crate::config::Keys;
 use crate::error::ModelError;
 use crate::families::decoder::Decoder;
-use crate::families::qwen_vision::{Merger, Norm, PatchConfig};
+use crate::families::qwen_vision::{Block, FeedForward, Merger, PatchConfig};
 use crate::families::qwen2_vl::{DIALECT, read_decoder};
 use crate::families::{Features, Vision, VisionSizes};
-use crate::tape::{Attend, Tape};
-use crate::weights::{Layout, LinearId, Part};
-
-struct Block {
-    norm_in: Norm,
-    qkv: LinearId,
-    out: LinearId,
-    norm_mid: Norm,
-    gate_up: LinearId,
-    down: LinearId,
-    sees_all: bool,
-}
+use crate::tape::Tape;
+use crate::weights::{Layout, LinearId};
 
 /// The image side of a Qwen2.5-VL model.
 pub struct Qwen25Vl {
     config: PatchConfig,
-    hidden: usize,
-    activation: Activation,
     /// Side of a window in features.
     window: usize,
     patch: LinearId,
     blocks: Vec<Rc<Block>>,
+    /// Layers that see the whole picture.
+    whole: Vec<usize>,
     merger: Merger,
     width_out: usize,
 }
@@ -65,34 +55,12 @@ impl Qwen25Vl {
             ));
         }
 
-        let part = Part::Vision;
-        let width = config.width;
-        let gain_out = 1.0 / ((2 * config.num_layers) as f32).sqrt();
         let patch = config.declare_patch(layout, false);
-        let blocks = (0..config.num_layers)
-            .map(|i| {
-                let name = |tail: &str| format!("model.visual.blocks.{i}.{tail}");
-                Rc::new(Block {
-                    norm_in: Norm::declare(layout, &name("norm1"), width, true, part),
-                    qkv: layout.linear(&[(name("attn.qkv"), 3 * width)], width, true, part, 1.0),
-                    out: layout.linear(&[(name("attn.proj"), width)], width, true, part, gain_out),
-                    norm_mid: Norm::declare(layout, &name("norm2"), width, true, part),
-                    gate_up: layout.linear(
-                        &[(name("mlp.gate_proj"), hidden), (name("mlp.up_proj"), hidden)],
-                        width,
-                        true,
-                        part,
-                        1.0,
-                    ),
-                    down: layout.linear(&[(name("mlp.down_proj"), width)], hidden, true, part, gain_out),
-                    sees_all: whole.contains(&i),
-                })
-            })
-            .collect();
+        let blocks = config.declare_blocks(layout, hidden, activation, FeedForward::Gated);
         let names = ["model.visual.merger.ln_q", "model.visual.merger.mlp.0", "model.visual.merger.mlp.2"];
-        let merger = Merger::declare(layout, names, &config, width, true, width_out);
+        let merger = Merger::declare(layout, names, &config, config.width, true, width_out);
         let decoder = Decoder::declare(layout, decoder, "model.language_model.", "lm_head");
-        Ok((Self { config, hidden, activation, window, patch, blocks, merger, width_out }, decoder))
+        Ok((Self { config, window, patch, blocks, whole, merger, width_out }, decoder))
     }
 }
 
@@ -143,21 +111,9 @@ impl Vision for Qwen25Vl {
         let windows: Rc<[Segment]> = windows.into();
         let patches = self.config.cut(tape, tiles, &units);
         let mut x = tape.linear_f32(patches.columns, self.patch);
-        let (heads, width, hidden, activation) = (self.config.heads(), self.config.width, self.hidden, self.activation);
-        for block in &self.blocks {
-            let (block, table) = (block.clone(), patches.table.clone());
-            let attend = Attend::Packed(if block.sees_all { patches.pictures.clone() } else { windows.clone() });
-            x = tape.block(x, move |tape, x| {
-                let h = block.norm_in.apply(tape, x);
-                let qkv = tape.linear(h, block.qkv);
-                let qkv = tape.rope(qkv, 3 * width, 2 * heads.num_heads, heads.head_dim, table.clone());
-                let attended = tape.attention(qkv, heads, &attend, 0);
-                let x = tape.linear_add(attended, block.out, x);
-                let h = block.norm_mid.apply(tape, x);
-                let gate_up = tape.linear(h, block.gate_up);
-                let h = tape.gated(gate_up, activation, hidden);
-                tape.linear_add(h, block.down, x)
-            });
+        for (layer, block) in self.blocks.iter().enumerate() {
+            let within = if self.whole.contains(&layer) { &patches.pictures } else { &windows };
+            x = self.config.block(tape, block, &patches, within, x);
         }
         let merged = self.merger.forward(tape, x);
         Features { rows: tape.gather(merged, places.into(), self.width_out), deep: Vec::new() }

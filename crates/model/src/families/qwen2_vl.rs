@@ -13,10 +13,10 @@ use crate::batch::Tile;
 use crate::config::Keys;
 use crate::error::ModelError;
 use crate::families::decoder::{Decoder, DecoderConfig, Dialect, QWEN2};
-use crate::families::qwen_vision::{Merger, Norm, PatchConfig};
+use crate::families::qwen_vision::{Block, FeedForward, Merger, PatchConfig};
 use crate::families::{Features, Vision, VisionSizes};
-use crate::tape::{Attend, Tape};
-use crate::weights::{Layout, LinearId, Part};
+use crate::tape::Tape;
+use crate::weights::{Layout, LinearId};
 
 /// The decoder of Qwen2-VL and Qwen2.5-VL.
 pub const DIALECT: Dialect = Dialect {
@@ -30,19 +30,9 @@ pub const DIALECT: Dialect = Dialect {
     ..QWEN2
 };
 
-struct Block {
-    norm_in: Norm,
-    qkv: LinearId,
-    out: LinearId,
-    norm_mid: Norm,
-    up: LinearId,
-    down: LinearId,
-}
-
 /// The image side of a Qwen2-VL model.
 pub struct Qwen2Vl {
     config: PatchConfig,
-    activation: Activation,
     patch: LinearId,
     blocks: Vec<Rc<Block>>,
     merger: Merger,
@@ -77,27 +67,13 @@ impl Qwen2Vl {
         let hidden = config.width * vision.size("mlp_ratio", 4)?;
         let decoder = read_decoder(root, &DIALECT)?;
 
-        let part = Part::Vision;
-        let width = config.width;
-        let gain_out = 1.0 / ((2 * config.num_layers) as f32).sqrt();
         let patch = config.declare_patch(layout, false);
-        let blocks = (0..config.num_layers)
-            .map(|i| {
-                let name = |tail: &str| format!("model.visual.blocks.{i}.{tail}");
-                Rc::new(Block {
-                    norm_in: Norm::declare(layout, &name("norm1"), width, false, part),
-                    qkv: layout.linear(&[(name("attn.qkv"), 3 * width)], width, true, part, 1.0),
-                    out: layout.linear(&[(name("attn.proj"), width)], width, true, part, gain_out),
-                    norm_mid: Norm::declare(layout, &name("norm2"), width, false, part),
-                    up: layout.linear(&[(name("mlp.fc1"), hidden)], width, true, part, 1.0),
-                    down: layout.linear(&[(name("mlp.fc2"), width)], hidden, true, part, gain_out),
-                })
-            })
-            .collect();
+        let names = FeedForward::Plain(["mlp.fc1", "mlp.fc2"]);
+        let blocks = config.declare_blocks(layout, hidden, activation, names);
         let names = ["model.visual.merger.ln_q", "model.visual.merger.mlp.0", "model.visual.merger.mlp.2"];
-        let merger = Merger::declare(layout, names, &config, width, false, decoder.width);
+        let merger = Merger::declare(layout, names, &config, config.width, false, decoder.width);
         let decoder = Decoder::declare(layout, decoder, "model.language_model.", "lm_head");
-        Ok((Self { config, activation, patch, blocks, merger }, decoder))
+        Ok((Self { config, patch, blocks, merger }, decoder))
     }
 }
 
@@ -114,21 +90,8 @@ impl Vision for Qwen2Vl {
         let units: Vec<_> = tiles.iter().map(|tile| self.config.in_order(tile)).collect();
         let patches = self.config.cut(tape, tiles, &units);
         let mut x = tape.linear_f32(patches.columns, self.patch);
-        let (heads, width, activation) = (self.config.heads(), self.config.width, self.activation);
         for block in &self.blocks {
-            let (block, table) = (block.clone(), patches.table.clone());
-            let attend = Attend::Packed(patches.pictures.clone());
-            x = tape.block(x, move |tape, x| {
-                let h = block.norm_in.apply(tape, x);
-                let qkv = tape.linear(h, block.qkv);
-                let qkv = tape.rope(qkv, 3 * width, 2 * heads.num_heads, heads.head_dim, table.clone());
-                let attended = tape.attention(qkv, heads, &attend, 0);
-                let x = tape.linear_add(attended, block.out, x);
-                let h = block.norm_mid.apply(tape, x);
-                let h = tape.linear(h, block.up);
-                let h = tape.activation(h, activation);
-                tape.linear_add(h, block.down, x)
-            });
+            x = self.config.block(tape, block, &patches, &patches.pictures, x);
         }
         Features { rows: self.merger.forward(tape, x), deep: Vec::new() }
     }

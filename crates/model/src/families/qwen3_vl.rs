@@ -14,28 +14,18 @@ use crate::batch::Tile;
 use crate::config::Keys;
 use crate::error::ModelError;
 use crate::families::decoder::{Decoder, Dialect, QWEN3};
-use crate::families::qwen_vision::{Merger, Norm, PatchConfig};
+use crate::families::qwen_vision::{Block, FeedForward, Merger, PatchConfig};
 use crate::families::qwen2_vl::read_decoder;
 use crate::families::{Features, Vision, VisionSizes};
-use crate::tape::{Attend, Tape, Var};
+use crate::tape::{Tape, Var};
 use crate::weights::{Fill, Layout, LinearId, ParamId, Part};
 
 /// The decoder of Qwen3-VL.
 const DIALECT: Dialect = Dialect { interleaved: true, max_positions: 128_000, theta: 500_000.0, ..QWEN3 };
 
-struct Block {
-    norm_in: Norm,
-    qkv: LinearId,
-    out: LinearId,
-    norm_mid: Norm,
-    up: LinearId,
-    down: LinearId,
-}
-
 /// The image side of a Qwen3-VL model.
 pub struct Qwen3Vl {
     config: PatchConfig,
-    activation: Activation,
     patch: LinearId,
     positions: ParamId,
     /// Side of the position table.
@@ -71,25 +61,12 @@ impl Qwen3Vl {
             ));
         }
 
-        let part = Part::Vision;
-        let width = config.width;
-        let gain_out = 1.0 / ((2 * config.num_layers) as f32).sqrt();
+        let (width, part) = (config.width, Part::Vision);
         let patch = config.declare_patch(layout, true);
         let positions =
             layout.tensor("model.visual.pos_embed.weight", &[num_positions, width], part, true, Fill::Normal(0.5));
-        let blocks = (0..config.num_layers)
-            .map(|i| {
-                let name = |tail: &str| format!("model.visual.blocks.{i}.{tail}");
-                Rc::new(Block {
-                    norm_in: Norm::declare(layout, &name("norm1"), width, false, part),
-                    qkv: layout.linear(&[(name("attn.qkv"), 3 * width)], width, true, part, 1.0),
-                    out: layout.linear(&[(name("attn.proj"), width)], width, true, part, gain_out),
-                    norm_mid: Norm::declare(layout, &name("norm2"), width, false, part),
-                    up: layout.linear(&[(name("mlp.linear_fc1"), hidden)], width, true, part, 1.0),
-                    down: layout.linear(&[(name("mlp.linear_fc2"), width)], hidden, true, part, gain_out),
-                })
-            })
-            .collect();
+        let names = FeedForward::Plain(["mlp.linear_fc1", "mlp.linear_fc2"]);
+        let blocks = config.declare_blocks(layout, hidden, activation, names);
         let mut merger = |prefix: String, over: usize| {
             let names = ["norm", "linear_fc1", "linear_fc2"].map(|tail| format!("{prefix}.{tail}"));
             let names = [names[0].as_str(), names[1].as_str(), names[2].as_str()];
@@ -102,7 +79,7 @@ impl Qwen3Vl {
             .map(|(i, layer)| (layer, merger(format!("model.visual.deepstack_merger_list.{i}"), config.merged_width())))
             .collect();
         let decoder = Decoder::declare(layout, decoder, "model.language_model.", "lm_head");
-        Ok((Self { config, activation, patch, positions, table_side, blocks, merger: last, deep }, decoder))
+        Ok((Self { config, patch, positions, table_side, blocks, merger: last, deep }, decoder))
     }
 }
 
@@ -119,7 +96,6 @@ impl Vision for Qwen3Vl {
         let units: Vec<_> = tiles.iter().map(|tile| self.config.in_order(tile)).collect();
         let patches = self.config.cut(tape, tiles, &units);
         let mut x = tape.linear_f32(patches.columns, self.patch);
-        let (heads, width, activation) = (self.config.heads(), self.config.width, self.activation);
         for (tile, picture) in tiles.iter().zip(patches.pictures.iter()) {
             let columns = tile.width as usize / self.config.side;
             // Packed row of every patch, by its place in the picture.
@@ -131,23 +107,11 @@ impl Vision for Qwen3Vl {
             let to = (tile.height as usize / self.config.side, columns);
             let from = (self.table_side, self.table_side);
             let read = tape.interpolate(self.positions, from, to, Interpolation::BilinearLinspace);
-            x = tape.add_rows(x, read, rows.into(), width);
+            x = tape.add_rows(x, read, rows.into(), self.config.width);
         }
         let mut deep: Vec<Option<Var>> = vec![None; self.deep.len()];
         for (layer, block) in self.blocks.iter().enumerate() {
-            let (block, table) = (block.clone(), patches.table.clone());
-            let attend = Attend::Packed(patches.pictures.clone());
-            x = tape.block(x, move |tape, x| {
-                let h = block.norm_in.apply(tape, x);
-                let qkv = tape.linear(h, block.qkv);
-                let qkv = tape.rope(qkv, 3 * width, 2 * heads.num_heads, heads.head_dim, table.clone());
-                let attended = tape.attention(qkv, heads, &attend, 0);
-                let x = tape.linear_add(attended, block.out, x);
-                let h = block.norm_mid.apply(tape, x);
-                let h = tape.linear(h, block.up);
-                let h = tape.activation(h, activation);
-                tape.linear_add(h, block.down, x)
-            });
+            x = self.config.block(tape, block, &patches, &patches.pictures, x);
             for (slot, (taken, merger)) in deep.iter_mut().zip(&self.deep) {
                 if *taken == layer {
                     *slot = Some(merger.forward(tape, x));

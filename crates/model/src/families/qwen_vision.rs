@@ -18,7 +18,7 @@ use crate::batch::{Segment, Tile};
 use crate::config::Keys;
 use crate::error::ModelError;
 use crate::families::VisionSizes;
-use crate::tape::{Tape, Var, typed};
+use crate::tape::{Attend, Tape, Var, typed};
 use crate::weights::{Fill, Layout, LinearId, Naming, ParamId, Part};
 
 /// Names as `transformers` 5 spells them, and as the published Qwen2-VL and Qwen2.5-VL checkpoints do.
@@ -189,6 +189,91 @@ impl PatchConfig {
     pub fn in_order(&self, tile: &Tile) -> Vec<(u32, u32)> {
         let (rows, columns) = self.grid(tile);
         (0..rows).flat_map(|row| (0..columns).map(move |column| (row, column))).collect()
+    }
+}
+
+/// What a block's feed-forward part is called and how it works.
+#[derive(Clone, Copy)]
+pub enum FeedForward {
+    /// Up, activation, down; the names of both matrices.
+    Plain([&'static str; 2]),
+    /// Gate and up side by side, down; norms are root-mean-square then.
+    Gated,
+}
+
+/// One block of the tower.
+pub struct Block {
+    norm_in: Norm,
+    qkv: LinearId,
+    out: LinearId,
+    norm_mid: Norm,
+    up: LinearId,
+    down: LinearId,
+    activation: Activation,
+    /// Width of the gated feed-forward part; 0 for a plain one.
+    gated: usize,
+}
+
+impl PatchConfig {
+    /// Declares all blocks; `hidden` is the width of their feed-forward part.
+    pub fn declare_blocks(
+        &self,
+        layout: &mut Layout,
+        hidden: usize,
+        activation: Activation,
+        feed_forward: FeedForward,
+    ) -> Vec<Rc<Block>> {
+        let (width, part) = (self.width, Part::Vision);
+        let gain_out = 1.0 / ((2 * self.num_layers) as f32).sqrt();
+        let declare = |i| {
+            let name = |tail: &str| format!("model.visual.blocks.{i}.{tail}");
+            let (ups, down, gated) = match feed_forward {
+                FeedForward::Plain([up, down]) => (vec![(name(up), hidden)], name(down), 0),
+                FeedForward::Gated => {
+                    let both = ["mlp.gate_proj", "mlp.up_proj"].map(|tail| (name(tail), hidden));
+                    (both.to_vec(), name("mlp.down_proj"), hidden)
+                }
+            };
+            let rms = gated > 0;
+            Rc::new(Block {
+                norm_in: Norm::declare(layout, &name("norm1"), width, rms, part),
+                qkv: layout.linear(&[(name("attn.qkv"), 3 * width)], width, true, part, 1.0),
+                out: layout.linear(&[(name("attn.proj"), width)], width, true, part, gain_out),
+                norm_mid: Norm::declare(layout, &name("norm2"), width, rms, part),
+                up: layout.linear(&ups, width, true, part, 1.0),
+                down: layout.linear(&[(down, width)], hidden, true, part, gain_out),
+                activation,
+                gated,
+            })
+        };
+        (0..self.num_layers).map(declare).collect()
+    }
+
+    /// One block over the patches; `within` are the segments that see each other.
+    pub fn block<'w>(
+        &self,
+        tape: &mut Tape<'w>,
+        block: &Rc<Block>,
+        patches: &Patches,
+        within: &Rc<[Segment]>,
+        x: Var,
+    ) -> Var {
+        let (block, table, attend) = (block.clone(), patches.table.clone(), Attend::Packed(within.clone()));
+        let (heads, width) = (self.heads(), self.width);
+        tape.block(x, move |tape, x| {
+            let h = block.norm_in.apply(tape, x);
+            let qkv = tape.linear(h, block.qkv);
+            let qkv = tape.rope(qkv, 3 * width, 2 * heads.num_heads, heads.head_dim, table.clone());
+            let attended = tape.attention(qkv, heads, &attend, 0);
+            let x = tape.linear_add(attended, block.out, x);
+            let h = block.norm_mid.apply(tape, x);
+            let h = tape.linear(h, block.up);
+            let h = match block.gated {
+                0 => tape.activation(h, block.activation),
+                hidden => tape.gated(h, block.activation, hidden),
+            };
+            tape.linear_add(h, block.down, x)
+        })
     }
 }
 

@@ -40,6 +40,11 @@ pub const FAMILIES: [&str; 11] = [
     "internvl_v5",
 ];
 
+/// A line for the table of docs/checkpoints.md, which `tools/family_table.py` makes from the output of the tests.
+pub fn measured(check: &str, model: &str, value: impl std::fmt::Display) {
+    println!("measured | {check} | {model} | {value}");
+}
+
 pub fn fixtures() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../fixtures")
 }

@@ -38,8 +38,8 @@ pub struct DataSource {
     /// A built-in world: `counting`, `charts`, `structure`, `transformation`, `location` or `naming`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub task: Option<World>,
-    /// A file: our JSONL, OpenAI-style `messages` JSONL, or a LLaVA / ShareGPT JSON array. What a line is, is seen
-    /// from its fields.
+    /// A file: our JSONL, OpenAI-style `messages` JSONL, a LLaVA / ShareGPT JSON array, or Parquet. What a row is, is
+    /// seen from its fields. Or a folder: one that `foveate data make` wrote, or Parquet files as the hub has them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub path: Option<PathBuf>,
     /// How many rows a world makes; 1000 if not given. A reward run of 200 steps of 16 questions sees 3200.
@@ -53,7 +53,8 @@ pub struct DataSource {
     /// file, rows of other levels are left out.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub levels: Option<Vec<u8>>,
-    /// A world's part: `train` (if not given), `id` or `ood`. From a file, rows of other splits are left out.
+    /// A world's part: `train` (if not given), `id` or `ood`. From a file, rows of other splits are left out; Parquet
+    /// files without a column `split` have the split that their name begins with.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub split: Option<String>,
     /// In which form questions are put: `open`, `choice` or `judge`. The latter two are derived from open rows.
@@ -88,6 +89,9 @@ pub struct DataSource {
     /// Folder that the file's image paths start from; the file's own folder if not given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub images: Option<PathBuf>,
+    /// Our name of a field, and the name it has in the file: `{ question = "prompt", answer = "label" }`.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub fields: BTreeMap<String, String>,
     /// Which rows are fit for use; applied before `skip` and `take`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub filter: Option<RowFilter>,

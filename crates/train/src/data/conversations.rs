@@ -131,8 +131,14 @@ fn content_parts(content: &Value, place: &dyn Fn() -> String) -> Result<(String,
             Some("text") if part.get("text").is_some_and(Value::is_string) => {
                 texts.push(part["text"].as_str().unwrap_or_default());
             }
-            Some("image") if part.get("image").is_some() => images.push(part["image"].clone()),
-            Some("image") if part.get("path").is_some() => images.push(part["path"].clone()),
+            // Columns of a table are there for every part, and null where they do not belong.
+            Some("image") => {
+                match ["image", "path", "url"].iter().find_map(|key| part.get(key).filter(|at| !at.is_null())) {
+                    Some(image) => images.push(image.clone()),
+                    // The picture stands beside the conversation, and this is its place.
+                    None => texts.push(MARK),
+                }
+            }
             Some("image_url") => {
                 let url = part.get("image_url").map(|url| url.get("url").unwrap_or(url)).cloned();
                 images.push(url.unwrap_or(Value::Null));
@@ -227,6 +233,19 @@ mod tests {
             system: "Be short.".into(),
         };
         assert_eq!(found, [expected]);
+    }
+
+    #[test]
+    fn a_part_without_a_picture_is_the_place_of_one_beside_the_conversation() {
+        let row = json!({"messages": [
+            {"role": "user", "content": [{"type": "image", "text": null}, {"type": "text", "text": "One?"}]},
+            {"role": "assistant", "content": [{"type": "text", "text": "1"}]},
+            {"role": "user", "content": [{"type": "text", "text": "Two?"}, {"type": "image"}]},
+            {"role": "assistant", "content": "2"}]});
+        let found = read(row.clone(), "messages", &[json!("a.png"), json!("b.png")]).unwrap();
+        assert_eq!((found[0].images.len(), found[1].images.len()), (1, 2));
+        assert_eq!((found[0].question.as_str(), found[1].question.as_str()), ("One?", "Two?"));
+        assert!(read(row, "messages", &[json!("a.png")]).is_err());
     }
 
     #[test]

@@ -3,7 +3,7 @@
 //! memory. Cost: opening a file reads it once; a world costs nothing until a row is asked for.
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use foveate_kernels::rng::Purpose;
 use foveate_tasks::derive::derive;
@@ -14,6 +14,7 @@ use super::audit::contradiction;
 use super::config::{Amount, DataSource, RowFilter, Sources, Take};
 use super::error::DataError;
 use super::files::{self, Reading};
+use super::hub_files::{self, Found};
 use super::questions::Order;
 
 /// All rows of one or several sources.
@@ -191,15 +192,21 @@ impl Dataset {
                 *hint,
             ));
         }
-        let path = file_of(path)?;
+        let found = hub_files::find(path, source.split.as_deref())?;
+        let path = found.path();
         let folder = path.parent().unwrap_or(Path::new("")).to_path_buf();
         let reading = Reading {
             images: source.images.as_ref().map_or(folder, |images| base.join(images)),
-            path: path.clone(),
+            name: path.file_stem().map(|stem| stem.to_string_lossy().into_owned()).unwrap_or_default(),
+            path: path.to_path_buf(),
             answer_type: source.answer_type,
             on_bad_row: source.on_bad_row,
+            fields: checked_fields(source)?,
         };
-        let (mut rows, bad) = files::read(&reading)?;
+        let (mut rows, bad) = match &found {
+            Found::Text(_) => files::read(&reading)?,
+            Found::Parquet(_, parts) => files::read_parquet(&reading, parts)?,
+        };
         let num_read = rows.len();
         self.skipped.extend(bad.iter().map(|error| Skipped { reason: error.to_string() }));
         rows.retain(|row| {
@@ -251,9 +258,9 @@ fn unfit(problem: impl Into<String>, hint: impl Into<String>) -> DataError {
 
 fn open_world(source: &DataSource, seed: u64) -> Result<Part, DataError> {
     let world = source.task.expect("the caller looked");
-    if source.answer_type.is_some() || source.images.is_some() {
+    if source.answer_type.is_some() || source.images.is_some() || !source.fields.is_empty() {
         return Err(unfit(
-            format!("`answer_type` and `images` belong to files, not to the world {}", world.name()),
+            format!("`answer_type`, `images` and `fields` belong to files, not to the world {}", world.name()),
             "leave them out",
         ));
     }
@@ -354,15 +361,29 @@ impl RowFilter {
     }
 }
 
-/// A folder written by `data make` stands for the rows in it.
-fn file_of(path: &Path) -> Result<PathBuf, DataError> {
-    let path = if path.is_dir() { path.join(super::write::ROWS) } else { path.to_path_buf() };
-    match path.extension().and_then(|extension| extension.to_str()) {
-        Some(kind @ ("parquet" | "arrow" | "csv" | "tsv")) => Err(unfit(
-            format!("{}: {kind} files cannot be read", path.display()),
-            "convert it to JSONL, one row a line with question, answer and image paths",
+/// The fields that a source may rename.
+const FIELDS: [&str; 12] = [
+    "question",
+    "answer",
+    "images",
+    "rationale",
+    "facts",
+    "choices",
+    "id",
+    "task",
+    "split",
+    "level",
+    "messages",
+    "conversations",
+];
+
+fn checked_fields(source: &DataSource) -> Result<BTreeMap<String, String>, DataError> {
+    match source.fields.keys().find(|name| !FIELDS.contains(&name.as_str())) {
+        Some(name) => Err(unfit(
+            format!("`fields` renames to `{name}`, which no row has"),
+            format!("ours come first, {{ question = \"prompt\" }}; ours are {}", FIELDS.join(", ")),
         )),
-        _ => Ok(path),
+        None => Ok(source.fields.clone()),
     }
 }
 

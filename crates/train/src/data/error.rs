@@ -14,6 +14,8 @@ pub enum Place {
     Line(PathBuf, usize),
     /// Entry of a JSON array, from 1.
     Entry(PathBuf, usize),
+    /// Row of a Parquet file, from 1.
+    Row(PathBuf, usize),
 }
 
 impl fmt::Display for Place {
@@ -21,6 +23,7 @@ impl fmt::Display for Place {
         match self {
             Place::Line(file, line) => write!(f, "{}:{line}", file.display()),
             Place::Entry(file, entry) => write!(f, "{}, entry {entry}", file.display()),
+            Place::Row(file, row) => write!(f, "{}, row {row}", file.display()),
         }
     }
 }
@@ -59,6 +62,16 @@ pub enum DataError {
         /// The field at fault; empty if it is the row as a whole.
         field: String,
         /// What is wrong with it.
+        problem: String,
+        /// What to do.
+        hint: String,
+    },
+    /// A file that is damaged, or of a kind that cannot be read.
+    #[error("{path}: {problem}", path = path.display())]
+    Unreadable {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
         problem: String,
         /// What to do.
         hint: String,
@@ -108,9 +121,10 @@ impl DataError {
     /// What the person can do about it.
     pub fn hint(&self) -> Option<String> {
         match self {
-            DataError::Row { hint, .. } | DataError::Source { hint, .. } | DataError::Empty { hint, .. } => {
-                Some(hint.clone()).filter(|hint| !hint.is_empty())
-            }
+            DataError::Row { hint, .. }
+            | DataError::Unreadable { hint, .. }
+            | DataError::Source { hint, .. }
+            | DataError::Empty { hint, .. } => Some(hint.clone()).filter(|hint| !hint.is_empty()),
             DataError::World(error) => Some(error.hint().to_string()),
             DataError::File { source, .. } => match source.kind() {
                 io::ErrorKind::NotFound => {

@@ -1,33 +1,38 @@
-//! Reads rows from a file: one JSON object a line, or a JSON array (LLaVA style).
+//! Reads rows from a file: one JSON object a line, a JSON array (LLaVA style), or Parquet files of a hub data set.
 //! Our own field names and those of the published data sets are understood; what is not understood is kept in `meta`.
 //! Every complaint names file, line and field. Images are looked at (there, and an image by its header) but not
-//! decoded. Cost: the text of the file in memory, one open per image.
+//! decoded. Cost: the text of the file in memory, one open per image; of Parquet files, the pictures as they are.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
-use foveate_tasks::{ImageData, Row};
+use foveate_tasks::Row;
 use serde_json::{Map, Value};
 
 use super::answer::{self, AnswerType};
-use super::base64;
 use super::config::OnBadRow;
 use super::conversations::{EARLIER, SYSTEM, exchanges, split_reasoning};
 use super::error::{DataError, Place, Problem};
+use super::parquet::{self, Record, Unreadable};
+use super::pictures::Pictures;
 
 /// How a file is read.
 #[derive(Clone, Debug)]
 pub struct Reading {
-    /// The file.
+    /// The file, or the folder of Parquet files.
     pub path: PathBuf,
+    /// What its rows are called where they have no id or task of their own.
+    pub name: String,
     /// Folder that image paths start from.
     pub images: PathBuf,
     /// Type of plain answers, if it is not to be guessed.
     pub answer_type: Option<AnswerType>,
     /// What a bad row does.
     pub on_bad_row: OnBadRow,
+    /// Our name of a field, and the name it has in this file.
+    pub fields: BTreeMap<String, String>,
 }
 
 /// Our name of each field, then the names it has elsewhere.
@@ -52,7 +57,7 @@ pub fn read(reading: &Reading) -> Result<(Vec<Row>, Vec<DataError>), DataError> 
     })?;
     let text = text.strip_prefix('\u{feff}').unwrap_or(&text);
 
-    let mut collected = Collected { reading, rows: vec![], bad: vec![], ids: HashMap::new() };
+    let mut collected = Collected::new(reading);
     if text.trim_start().starts_with('[') {
         let entries: Vec<Value> = serde_json::from_str(text).map_err(|error| {
             let place = Place::Line(path.clone(), error.line());
@@ -72,6 +77,43 @@ pub fn read(reading: &Reading) -> Result<(Vec<Row>, Vec<DataError>), DataError> 
     Ok((collected.rows, collected.bad))
 }
 
+/// The rows of Parquet files, each with the split that its name tells, if it does.
+pub fn read_parquet(
+    reading: &Reading,
+    files: &[(PathBuf, Option<String>)],
+) -> Result<(Vec<Row>, Vec<DataError>), DataError> {
+    let mut collected = Collected::new(reading);
+    let mut total = 0;
+    for (path, split) in files {
+        let add = |number: usize, record: Record| -> Result<(), Stop> {
+            total += 1;
+            let place = Place::Row(path.clone(), number + 1);
+            let known = collected.rows.len();
+            collected.add_with(place, total, Ok(Value::Object(record.fields)), &record.attached).map_err(Stop::Row)?;
+            let new = collected.rows[known..].iter_mut().filter(|row| row.split.is_empty());
+            new.for_each(|row| row.split = split.clone().unwrap_or_default());
+            Ok(())
+        };
+        parquet::read(path, add).map_err(|stop| match stop {
+            Stop::Row(error) => error,
+            Stop::File(Unreadable { problem, hint }) => DataError::Unreadable { path: path.clone(), problem, hint },
+        })?;
+    }
+    Ok((collected.rows, collected.bad))
+}
+
+/// Why a Parquet file is not read to its end.
+enum Stop {
+    Row(DataError),
+    File(Unreadable),
+}
+
+impl From<Unreadable> for Stop {
+    fn from(error: Unreadable) -> Self {
+        Stop::File(error)
+    }
+}
+
 fn not_json(error: &serde_json::Error) -> String {
     format!("not JSON (column {}): {error}", error.column())
 }
@@ -84,9 +126,26 @@ struct Collected<'a> {
     ids: HashMap<String, usize>,
 }
 
-impl Collected<'_> {
+impl<'a> Collected<'a> {
+    fn new(reading: &'a Reading) -> Self {
+        Self { reading, rows: vec![], bad: vec![], ids: HashMap::new() }
+    }
+
     fn add(&mut self, place: Place, number: usize, value: Result<Value, Problem>) -> Result<(), DataError> {
-        match value.and_then(|value| rows_of(self.reading, value, number)).and_then(|rows| self.unique(rows, number)) {
+        self.add_with(place, number, value, &[])
+    }
+
+    /// `attached` are the bytes that the row points to.
+    fn add_with(
+        &mut self,
+        place: Place,
+        number: usize,
+        value: Result<Value, Problem>,
+        attached: &[Arc<[u8]>],
+    ) -> Result<(), DataError> {
+        let pictures = Pictures { folder: &self.reading.images, attached };
+        let rows = value.and_then(|value| rows_of(self.reading, &pictures, value, number));
+        match rows.and_then(|rows| self.unique(rows, number)) {
             Ok(rows) => self.rows.extend(rows),
             Err(problem) if self.reading.on_bad_row == OnBadRow::Skip => self.bad.push(problem.at(place)),
             Err(problem) => return Err(problem.at(place)),
@@ -106,18 +165,28 @@ impl Collected<'_> {
 }
 
 /// One object of the file: one row, or one per exchange of a conversation.
-fn rows_of(reading: &Reading, value: Value, number: usize) -> Result<Vec<Row>, Problem> {
+fn rows_of(reading: &Reading, pictures: &Pictures<'_>, value: Value, number: usize) -> Result<Vec<Row>, Problem> {
     let Value::Object(mut fields) = value else {
         return Err(Problem::new("", "a row must be a JSON object", "write {\"question\": .., \"answer\": ..}"));
     };
+    for (ours, theirs) in &reading.fields {
+        let Some(value) = fields.shift_remove(theirs) else {
+            let there = fields.keys().map(String::as_str).collect::<Vec<_>>().join(", ");
+            return Err(Problem::new(theirs, "it is missing", format!("the row has the fields {there}")));
+        };
+        fields.insert(ours.clone(), value);
+    }
     let base = base_row(reading, &mut fields, number)?;
     for field in ["conversations", "messages"] {
         if fields.contains_key(field) {
-            return conversation_rows(reading, base, fields, field);
+            return conversation_rows(reading, pictures, base, fields, field);
         }
     }
     let mut row = base;
-    row.images = take_images(reading, &mut fields)?;
+    row.images = match take(&mut fields, "images") {
+        None => vec![],
+        Some((name, value)) => pictures.all(&value, name)?,
+    };
     row.question = required_text(&mut fields, "question")?;
     row.choices = text_list(&mut fields, "choices")?;
     row.rationale = split_thought(&optional_text(&mut fields, "rationale")?);
@@ -126,22 +195,22 @@ fn rows_of(reading: &Reading, value: Value, number: usize) -> Result<Vec<Row>, P
     let Some((name, value)) = take(&mut fields, "answer") else { return Err(missing(&fields, "answer")) };
     let declared = if name == "direct_answers" { Some(AnswerType::Member) } else { declared };
     row.answer = answer::typed(&untagged(value), declared, &row.choices)?;
-    row.meta.extend(fields);
+    row.meta.extend(fields.into_iter().filter(|(_, value)| !parquet::is_attached(value)));
     Ok(vec![row])
 }
 
 /// Id, task, split, level and meta, which all kinds of rows may have.
 fn base_row(reading: &Reading, fields: &mut Map<String, Value>, number: usize) -> Result<Row, Problem> {
-    let stem = reading.path.file_stem().map(|stem| stem.to_string_lossy().into_owned()).unwrap_or_default();
+    let name = &reading.name;
     let id = match fields.remove("id") {
-        None | Some(Value::Null) => format!("{stem}:{number}"),
+        None | Some(Value::Null) => format!("{name}:{number}"),
         Some(Value::String(id)) if !id.is_empty() => id,
         Some(Value::Number(id)) => id.to_string(),
         Some(_) => {
             return Err(Problem::new("id", "it is neither text nor a number", "leave it out to use line numbers"));
         }
     };
-    let task = Some(optional_text(fields, "task")?).filter(|task| !task.is_empty()).unwrap_or(stem);
+    let task = Some(optional_text(fields, "task")?).filter(|task| !task.is_empty()).unwrap_or_else(|| name.clone());
     let split = optional_text(fields, "split")?;
     let level = match fields.remove("level") {
         None | Some(Value::Null) => 0,
@@ -173,6 +242,7 @@ fn base_row(reading: &Reading, fields: &mut Map<String, Value>, number: usize) -
 
 fn conversation_rows(
     reading: &Reading,
+    pictures: &Pictures<'_>,
     base: Row,
     mut fields: Map<String, Value>,
     field: &str,
@@ -197,7 +267,7 @@ fn conversation_rows(
         row.question = exchange.question;
         row.rationale = rationale;
         row.answer = answer::typed(&Value::String(text), declared, &[])?;
-        row.images = exchange.images.iter().map(|image| read_image(reading, image, field)).collect::<Result<_, _>>()?;
+        row.images = exchange.images.iter().map(|image| pictures.one(image, field)).collect::<Result<_, _>>()?;
         if !exchange.system.is_empty() {
             row.meta.insert(SYSTEM.into(), exchange.system.into());
         }
@@ -286,55 +356,5 @@ fn split_thought(text: &str) -> String {
         kept.replace("<think>", "").replace("</think>", "").trim().to_string()
     } else {
         text.trim().to_string()
-    }
-}
-
-fn take_images(reading: &Reading, fields: &mut Map<String, Value>) -> Result<Vec<ImageData>, Problem> {
-    match take(fields, "images") {
-        None => Ok(vec![]),
-        Some((name, Value::Array(images))) => {
-            images.iter().enumerate().map(|(i, image)| read_image(reading, image, &format!("{name}[{i}]"))).collect()
-        }
-        Some((name, image)) => Ok(vec![read_image(reading, &image, name)?]),
-    }
-}
-
-/// A path or a `data:` URL; the image must be there and begin like one.
-fn read_image(reading: &Reading, image: &Value, field: &str) -> Result<ImageData, Problem> {
-    let Value::String(text) = image else {
-        return Err(Problem::new(field, "an image must be a path", "write \"images\": [\"pictures/a.png\"]"));
-    };
-    if let Some(rest) = text.strip_prefix("data:") {
-        let bytes = rest
-            .split_once("base64,")
-            .and_then(|(_, code)| base64::decode(code))
-            .ok_or_else(|| Problem::new(field, "the data URL is not base64", "write data:image/png;base64,..."))?;
-        let known = image::guess_format(&bytes).is_ok();
-        let hint = "PNG, JPEG and WebP can be read";
-        return if known {
-            Ok(ImageData::Encoded(Arc::from(bytes)))
-        } else {
-            Err(Problem::new(field, "the data URL holds no image", hint))
-        };
-    }
-    if text.starts_with("http://") || text.starts_with("https://") {
-        let hint = "nothing is fetched while training; save the image beside the file and name its path";
-        return Err(Problem::new(field, format!("`{text}` is not a local file"), hint));
-    }
-    let path = reading.images.join(text.strip_prefix("file://").unwrap_or(text));
-    check_image(&path, field)?;
-    Ok(ImageData::Path(path))
-}
-
-fn check_image(path: &Path, field: &str) -> Result<(), Problem> {
-    let wrong = |problem: String, hint: &str| Problem::new(field, format!("image {}: {problem}", path.display()), hint);
-    let paths = "image paths start from the folder of the data file (or from `images` of the source)";
-    let reader = image::ImageReader::open(path).map_err(|error| wrong(error.to_string(), paths))?;
-    let reader = reader.with_guessed_format().map_err(|error| wrong(error.to_string(), paths))?;
-    let formats = "PNG, JPEG and WebP can be read; the file may be cut off or of another kind";
-    match reader.into_dimensions() {
-        Ok((0, _) | (_, 0)) => Err(wrong("it has no pixels".into(), formats)),
-        Ok(_) => Ok(()),
-        Err(error) => Err(wrong(error.to_string(), formats)),
     }
 }

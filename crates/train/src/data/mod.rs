@@ -12,6 +12,12 @@ pub mod answer;
 
 pub mod files;
 
+pub mod parquet;
+
+pub mod hub_files;
+
+pub mod pictures;
+
 pub mod conversations;
 
 pub mod base64;

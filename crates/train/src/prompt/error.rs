@@ -81,6 +81,14 @@ pub enum PromptError {
         /// Placeholders in the rendered prompt.
         have: usize,
     },
+    /// Limits on pictures that the model's processor does not know.
+    #[error("images: {problem}")]
+    Limits {
+        /// What is wrong.
+        problem: String,
+        /// What to do.
+        hint: &'static str,
+    },
     /// The model has no eyes.
     #[error("the conversation holds a picture, the model only reads text")]
     NoImages,
@@ -142,13 +150,14 @@ impl PromptError {
                 "the template drops or repeats pictures, or image_seq_len in processor_config.json does not fit the \
                  vision settings in config.json"
             }
+            PromptError::Limits { hint, .. } => hint,
             PromptError::NoImages => "use a vision-language model, or data without pictures",
             PromptError::TooLong { .. } => {
                 "shorten the text, use fewer or smaller pictures, or turn image splitting off; raise the limit only if \
                  the model was trained for it"
             }
             PromptError::NotAPrefix { .. } => {
-                "train on the last turn only; this template cannot mask the turns before it"
+                "train on the last turn only; this template writes earlier answers in another way than they were given"
             }
             PromptError::Conversation { .. } => {
                 "turns alternate between user and assistant; the last one is the assistant's where an answer is scored"

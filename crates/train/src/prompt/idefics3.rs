@@ -84,9 +84,13 @@ impl Idefics3Processor {
         self.split = split;
     }
 
-    /// Sets the length that the longer side of a picture is scaled to.
-    pub fn set_longest_edge(&mut self, pixels: u32) {
+    /// Sets the length that the longer side of a picture is scaled to; says what is wrong with it.
+    pub fn set_longest_edge(&mut self, pixels: u32) -> Result<(), String> {
+        if !(1..=MAX_SIDE).contains(&pixels) {
+            return Err(format!("longest_edge = {pixels} is not between 1 and {MAX_SIDE}"));
+        }
         self.scale_to = Some(ScaleTo::LongestEdge(pixels));
+        Ok(())
     }
 
     /// Image features that the model makes of one tile.

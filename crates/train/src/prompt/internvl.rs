@@ -104,6 +104,15 @@ impl InternVlProcessor {
         })
     }
 
+    /// Sets the most tiles of a picture; says what is wrong with it.
+    pub fn set_max_tiles(&mut self, tiles: usize) -> Result<(), String> {
+        if !(self.min_tiles..=MAX_TILES).contains(&tiles) {
+            return Err(format!("max_tiles = {tiles} is not between {} and {MAX_TILES}", self.min_tiles));
+        }
+        self.max_tiles = tiles;
+        Ok(())
+    }
+
     /// Cuts, normalises and spells out one picture.
     pub fn process(&self, image: &Drawing) -> ProcessedImage {
         let tile = self.tile;
@@ -122,12 +131,6 @@ impl InternVlProcessor {
         let num_features = tiles.len() * self.features_per_tile;
         let Tokens { start, feature, end, .. } = &self.tokens;
         ProcessedImage { tiles, text: format!("{start}{}{end}", feature.repeat(num_features)), num_features }
-    }
-
-    /// Sets how many tiles a picture is cut into at most, the thumbnail not counted.
-    pub fn set_max_tiles(&mut self, count: usize) {
-        self.max_tiles = count.clamp(1, MAX_TILES);
-        self.min_tiles = self.min_tiles.min(self.max_tiles);
     }
 
     /// What the template prints for one picture, and what one feature takes the place of.

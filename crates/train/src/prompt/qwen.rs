@@ -76,6 +76,23 @@ impl QwenProcessor {
         })
     }
 
+    /// Sets the bounds that are given; says what is wrong with them.
+    pub fn limit(&mut self, min: Option<u64>, max: Option<u64>) -> Result<(), String> {
+        let Some((least, most)) = self.pixels else {
+            return Err("min_pixels and max_pixels have no effect where do_resize is off".into());
+        };
+        let (least, most) = (min.unwrap_or(least), max.unwrap_or(most));
+        let feature = u64::from(self.side) * u64::from(self.side);
+        if least > most || most < feature || most >= 1 << 32 || least == 0 {
+            return Err(format!(
+                "min_pixels = {least} and max_pixels = {most} do not fit together, or leave no room for one image token \
+                 ({feature} pixels)"
+            ));
+        }
+        self.pixels = Some((least, most));
+        Ok(())
+    }
+
     /// Sizes, normalises and spells out one picture.
     pub fn process(&self, image: &Drawing) -> Result<ProcessedImage, PromptError> {
         let (height, width) = self.size(image.height, image.width)?;

@@ -109,39 +109,69 @@ impl Prompter {
         Ok((prompt, completion))
     }
 
-    /// The whole conversation with a mask over all answers. Renders growing prefixes; each must be a prefix of the
-    /// next, or the template is refused.
+    /// The whole conversation with a mask over all answers: what the model reads before the last answer, with the
+    /// answers before it found where the template wrote them, and then the last one as it would be sampled.
     pub fn masked(&self, conversation: &Conversation) -> Result<MaskedInput, PromptError> {
         let turns = &conversation.turns;
         self.check(turns)?;
         // What follows the last answer would not be trained on, but its pictures would be encoded.
-        if turns.last().is_none_or(|turn| turn.role != Role::Assistant) {
+        let Some((last, before)) = turns.split_last().filter(|(last, _)| last.role == Role::Assistant) else {
             let problem = "the last turn is not the assistant's".into();
             return Err(PromptError::Conversation { problem });
-        }
+        };
         let images = self.images(conversation)?;
         let mut texts = images.texts.into_iter();
         let mut result =
             MaskedInput { input: PromptInput { tiles: images.tiles, ..PromptInput::default() }, trained: Vec::new() };
-        let mut done = String::new();
-        for (index, answer) in turns.iter().enumerate().filter(|(_, turn)| turn.role == Role::Assistant) {
-            let prompt = self.render(&turns[..index], true)?;
-            let full = self.render(&turns[..=index], false)?;
-            let question = prompt.strip_prefix(done.as_str()).ok_or(PromptError::NotAPrefix { turn: index })?;
-            let rest = full.strip_prefix(prompt.as_str()).ok_or(PromptError::NotAPrefix { turn: index + 1 })?;
-            let completion = self.cut_after_end(rest);
+        let whole = self.render(before, true)?;
+        let mut answers = Vec::new();
+        for (index, answer) in before.iter().enumerate().filter(|(_, turn)| turn.role == Role::Assistant) {
+            answers.push((self.find_answer(&whole, before, index)?, answer));
+        }
+        answers.push((whole.len()..whole.len(), last));
+        let mut done = 0;
+        for (range, answer) in answers {
+            let question = whole.get(done..range.start).ok_or(PromptError::NotAPrefix { turn: before.len() })?;
             let question = self.expand(question, &mut texts, false)?;
             let bos_written = self.codec.named("bos_token").is_some_and(|bos| question.starts_with(bos));
             let ids = &mut result.input.ids;
-            ids.extend(self.codec.encode(&question, done.is_empty() && !bos_written)?);
+            ids.extend(self.codec.encode(&question, done == 0 && !bos_written)?);
             let start = ids.len() as u32;
-            ids.extend(self.target_ids(&completion, answer)?);
+            if range.is_empty() {
+                ids.extend(self.answer_ids(before, last)?);
+            } else {
+                ids.extend(self.target_ids(&whole[range.clone()], answer)?);
+            }
             result.trained.push(start..ids.len() as u32);
-            done = prompt;
-            done.push_str(&completion);
+            done = range.end;
         }
         self.place(&mut result.input, images.num_features)?;
         Ok(result)
+    }
+
+    /// Where `whole`, the text of `turns`, holds the answer in turn `index`, its end token included. Templates differ:
+    /// most write it behind what prompts for it; LLaVA-OneVision's begins answers in another way than it prompts for
+    /// them; Qwen3's leaves the reasoning out once a question follows.
+    fn find_answer(&self, whole: &str, turns: &[Turn], index: usize) -> Result<Range<usize>, PromptError> {
+        let refused = || PromptError::NotAPrefix { turn: index + 1 };
+        let text = plain_text(&turns[index]);
+        let text = text.trim();
+        let start = match whole.strip_prefix(self.render(&turns[..index], true)?.as_str()) {
+            Some(rest) => whole.len() - rest.len(),
+            None => {
+                let rest = whole.strip_prefix(self.render(&turns[..index], false)?.as_str()).ok_or_else(refused)?;
+                let at = rest.find(text).filter(|_| !text.is_empty()).ok_or_else(refused)?;
+                whole.len() - rest.len() + at
+            }
+        };
+        let rest = &whole[start..];
+        let ends = self.end_ids().iter().filter_map(|&id| self.codec.token(id));
+        let found = ends.filter_map(|end| rest.find(&end).map(|at| (at, at + end.len()))).min();
+        // No text of a turn holds an end token, so the first one is this answer's.
+        let (written, end) = found.ok_or_else(refused)?;
+        let written = rest[..written].trim();
+        let is_it = !written.is_empty() && (written.contains(text) || text.ends_with(written));
+        if is_it { Ok(start..start + end) } else { Err(refused()) }
     }
 
     /// Text of some ids.

@@ -18,6 +18,7 @@ use crate::eval::EvalConfig;
 use crate::fresh::NewModel;
 use crate::lora::LoraConfig;
 use crate::optim::OptimSpec;
+use crate::prompt::ImageLimits;
 use crate::report::ReportConfig;
 use crate::reward::refiner::RefinerSpec;
 use crate::reward::watch::MaxUnknown;
@@ -51,6 +52,8 @@ pub struct RawRecipe {
     pub compat: Option<Compat>,
     /// Learn small adapters beside the frozen weights instead of the weights themselves.
     pub lora: Option<LoraConfig>,
+    /// Limits on what the model sees of a picture: detail against cost.
+    pub images: Option<ImageLimits>,
     /// Questions to learn from and to be tested on.
     pub data: RawData,
     /// Evaluation before and after.

@@ -19,6 +19,7 @@ use crate::data::{self, Amount, DataError, Dataset, Sources, Take};
 use crate::eval::EvalConfig;
 use crate::lora::LoraConfig;
 use crate::optim::OptimSpec;
+use crate::prompt::ImageLimits;
 use crate::recipe::{ModelRef, Reference};
 use crate::report::ReportConfig;
 use crate::reward::refiner::RefinerSpec;
@@ -52,6 +53,9 @@ pub struct Run {
     /// Adapters that learn in the place of the weights.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub lora: Option<LoraConfig>,
+    /// Limits on pictures.
+    #[serde(skip_serializing_if = "ImageLimits::is_empty")]
+    pub images: ImageLimits,
     /// Test suites.
     pub data: TestData,
     /// Evaluation before and after.

@@ -47,6 +47,12 @@ pub fn resolve(file: &Path, raw: RawRecipe) -> Result<Run, TrainError> {
             check_adapter(&source, raw.lora.as_ref()).map_err(|(message, hint)| wrong(message, hint))?;
         }
     }
+    let images = raw.images.clone().unwrap_or_default();
+    if let (ModelRef::Named(name), false) = (&raw.model, images.is_empty()) {
+        // Read here as well, so that a limit the model does not know is refused before anything is loaded.
+        let mut processor = source::find(&base, name)?.processor()?;
+        images.apply(&mut processor).map_err(|error| wrong(error.to_string(), error.hint()))?;
+    }
     if let Some(lora) = &raw.lora {
         if let Some(problem) = lora.problem() {
             return Err(wrong(problem, "rank 16 and alpha 32 are a good start").into());
@@ -95,6 +101,7 @@ pub fn resolve(file: &Path, raw: RawRecipe) -> Result<Run, TrainError> {
         device,
         precision: raw.precision.unwrap_or_default(),
         lora: raw.lora,
+        images,
         data: TestData { test: raw.data.test, allow_overlap: raw.data.allow_overlap },
         eval,
         checkpoint,

@@ -1,5 +1,5 @@
-//! Plain HTTP to helpers: one POST of JSON with time limit, retries and back-off, and rewards that an endpoint gives.
-//! Knows URLs and status codes. There is no TLS in this build; a helper elsewhere is reached through a local proxy.
+//! HTTP to helpers: one POST of JSON with time limit, retries and back-off, and rewards that an endpoint gives.
+//! Knows URLs and status codes.
 //! Cost: the helper's; a few requests at a time.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -10,6 +10,7 @@ use ureq::Agent;
 
 use super::super::spec::HttpSpec;
 use super::{Asked, Failure, FailureKind, Scores, SetupError, all_failed, read_scores, request};
+use crate::net;
 
 /// How a request is made.
 #[derive(Clone, Debug)]
@@ -37,11 +38,8 @@ impl Caller {
     ) -> Result<Self, SetupError> {
         let refuse =
             |problem: String, hint: &str| Err(SetupError { name: name.to_string(), problem, hint: hint.to_string() });
-        if !url.starts_with("http://") {
-            return refuse(
-                format!("the url {url:?} is not plain http"),
-                "this build speaks http:// only; put a local proxy before a server that asks for https",
-            );
+        if let Some((problem, hint)) = net::unreachable(url) {
+            return refuse(problem, hint);
         }
         let key = match key_variable {
             None => None,
@@ -52,13 +50,12 @@ impl Caller {
                 }
             },
         };
-        let config = Agent::config_builder()
+        let settings = Agent::config_builder()
             .timeout_global(Some(Duration::from_secs_f64(timeout_secs)))
             .http_status_as_error(false)
-            .proxy(None)
-            .build();
+            .proxy(None);
         let backoff = Duration::from_secs_f64(backoff_secs);
-        Ok(Self { agent: Agent::new_with_config(config), url: url.to_string(), key, attempts, backoff })
+        Ok(Self { agent: net::agent(settings), url: url.to_string(), key, attempts, backoff })
     }
 
     /// Posts `body` and reads JSON back. Overload, server errors and broken connections are tried again, with twice the
@@ -288,9 +285,9 @@ pub(crate) mod tests {
         // A port that was free a moment ago.
         let free = TcpListener::bind("127.0.0.1:0").expect("a free port").local_addr().expect("an address");
         assert_eq!(kind(&format!("http://{free}/"), 20.0), FailureKind::Unreachable);
-        let tls = HttpSpec { name: "x".into(), url: "https://example.org".into(), ..HttpSpec::default() };
-        assert!(Endpoint::new(&tls).err().expect("refused").to_string().contains("https"));
-        let no_key = HttpSpec { url: "http://x".into(), key_variable: Some("FOVEATE_NO_SUCH_KEY".into()), ..tls };
+        let other = HttpSpec { name: "x".into(), url: "ftp://example.org".into(), ..HttpSpec::default() };
+        assert!(Endpoint::new(&other).err().expect("refused").to_string().contains("https"));
+        let no_key = HttpSpec { url: "http://x".into(), key_variable: Some("FOVEATE_NO_SUCH_KEY".into()), ..other };
         assert!(Endpoint::new(&no_key).err().expect("refused").to_string().contains("FOVEATE_NO_SUCH_KEY"));
     }
 }

@@ -1,8 +1,15 @@
-//! Models that the Hugging Face hub's own programs have downloaded: found in their cache, without any network.
+//! Models of the Hugging Face hub: found in the cache of its own programs, without any network, or fetched into it.
 //! Layout: `models--ORG--NAME/refs/REVISION` holds a commit, `snapshots/COMMIT/` the files of it.
 //! Knows folders and environment variables. Cost: two small reads.
 
+mod download;
+pub mod sha256;
+
 use std::path::{Path, PathBuf};
+
+use foveate_model::safetensors_io::weight_files;
+
+pub use download::{Hub, HubError, Progress, watch};
 
 /// `ORG/NAME`, maybe with `@REVISION`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -27,13 +34,18 @@ impl HubId {
             .then(|| HubId { name: name.to_string(), revision: revision.to_string() })
     }
 
-    /// The folder of its files inside the cache `root`.
+    /// The folder of the model inside the cache `root`.
+    fn home(&self, root: &Path) -> PathBuf {
+        root.join(format!("models--{}", self.name.replace('/', "--")))
+    }
+
+    /// The folder of its files inside the cache `root`, if all of them are there.
     pub fn cached(&self, root: &Path) -> Option<PathBuf> {
-        let home = root.join(format!("models--{}", self.name.replace('/', "--")));
+        let home = self.home(root);
         let reference = std::fs::read_to_string(home.join("refs").join(&self.revision));
         let commit = reference.map_or_else(|_| self.revision.clone(), |text| text.trim().to_string());
         let snapshot = home.join("snapshots").join(commit);
-        snapshot.join("config.json").is_file().then_some(snapshot)
+        is_whole(&snapshot).then_some(snapshot)
     }
 
     /// What to type so that it is there.
@@ -43,14 +55,26 @@ impl HubId {
     }
 }
 
+/// Whether a folder holds a model with all its weights, or an adapter.
+fn is_whole(folder: &Path) -> bool {
+    let there = |name: &str| folder.join(name).is_file();
+    let weights =
+        || weight_files(folder).is_ok_and(|files| !files.is_empty() && files.iter().all(|file| file.is_file()));
+    there("config.json") && weights() || there("adapter_config.json") && there("adapter_model.safetensors")
+}
+
+/// Where the hub's programs keep what they remember.
+fn home() -> Option<PathBuf> {
+    let set = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    set("HF_HOME")
+        .or_else(|| set("XDG_CACHE_HOME").map(|home| home.join("huggingface")))
+        .or_else(|| set("HOME").map(|home| home.join(".cache/huggingface")))
+}
+
 /// Where the hub's programs keep their downloads: the same variables in the same order.
 pub fn cache_root() -> Option<PathBuf> {
     let set = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
-    set("HF_HUB_CACHE")
-        .or_else(|| set("HUGGINGFACE_HUB_CACHE"))
-        .or_else(|| set("HF_HOME").map(|home| home.join("hub")))
-        .or_else(|| set("XDG_CACHE_HOME").map(|home| home.join("huggingface/hub")))
-        .or_else(|| set("HOME").map(|home| home.join(".cache/huggingface/hub")))
+    set("HF_HUB_CACHE").or_else(|| set("HUGGINGFACE_HUB_CACHE")).or_else(|| home().map(|home| home.join("hub")))
 }
 
 #[cfg(test)]
@@ -79,6 +103,12 @@ mod tests {
         let find = |text: &str| HubId::parse(text).unwrap().cached(root.path());
         assert_eq!(find("org/name"), None, "an unfinished download has no configuration");
         std::fs::write(snapshot.join("config.json"), "{}").unwrap();
+        assert_eq!(find("org/name"), None, "nor are all weights there");
+        let index = r#"{"weight_map": {"a": "1.safetensors", "b": "2.safetensors"}}"#;
+        std::fs::write(snapshot.join("model.safetensors.index.json"), index).unwrap();
+        std::fs::write(snapshot.join("1.safetensors"), "").unwrap();
+        assert_eq!(find("org/name"), None, "one of two");
+        std::fs::write(snapshot.join("2.safetensors"), "").unwrap();
         for text in ["org/name", "org/name@main", "org/name@0123abcd", "org/name@pr/1"] {
             assert_eq!(find(text), Some(snapshot.clone()), "{text}");
         }
