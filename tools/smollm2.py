@@ -97,25 +97,25 @@ def compare(binary, model):
 
 
 def questions(out):
-    """Sums up to 100, differences, products up to 12 times 12. One pair of numbers in eight belongs to the test."""
-    kinds = {
-        "+": ((2, 50), (2, 50), lambda a, b: a + b),
-        "-": ((10, 60), (2, 9), lambda a, b: a - b),
-        "*": ((2, 12), (2, 12), lambda a, b: a * b),
-    }
+    """Sums up to 100, differences, products up to 12 times 12. One pair of numbers in eight belongs to the test; within
+    a file questions may repeat, for there are not that many."""
+    kinds = [
+        ("+", (2, 50), (2, 50), lambda a, b: a + b),
+        ("-", (10, 60), (2, 9), lambda a, b: a - b),
+        ("*", (2, 12), (2, 12), lambda a, b: a * b),
+    ]
     folder = pathlib.Path(out)
     folder.mkdir(parents=True, exist_ok=True)
-    for name, count, seed in [("train", 1200, 1), ("test", 200, 2)]:
+    for name, count, seed in [("train", 4000, 1), ("test", 200, 2)]:
         draw = random.Random(seed)
-        rows = {}
+        rows = []
         while len(rows) < count:
-            sign = draw.choice(list(kinds))
-            first, second, result = kinds[sign]
+            level = draw.choice([1, 2, 3])
+            sign, first, second, result = kinds[level - 1]
             a, b = draw.randint(*first), draw.randint(*second)
-            if ((a * 131 + b * 17 + ord(sign)) % 8 == 0) == (name == "test"):
-                rows[f"What is {a} {sign} {b}?"] = result(a, b)
-        lines = [json.dumps({"question": question, "answer": answer}) + "\n" for question, answer in rows.items()]
-        (folder / f"{name}.jsonl").write_text("".join(lines))
+            if ((a * 131 + b * 17 + level) % 8 == 0) == (name == "test"):
+                rows.append({"question": f"What is {a} {sign} {b}?", "answer": result(a, b), "level": level})
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
 if __name__ == "__main__":

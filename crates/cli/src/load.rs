@@ -11,7 +11,7 @@ use foveate_train::source;
 /// Which model, and in which numbers.
 #[derive(clap::Args)]
 pub struct ModelArgs {
-    /// A folder in Hugging Face layout, a hub id in the hub's cache, a PEFT adapter, or the name of a built-in model
+    /// A folder in Hugging Face layout, a hub id (ORG/NAME), a PEFT adapter, or the name of a built-in model
     #[arg(long)]
     pub model: String,
     /// Number type of matrix operands

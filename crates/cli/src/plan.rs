@@ -12,7 +12,7 @@ use crate::load::PrecisionArg;
 /// Arguments of `foveate plan`.
 #[derive(clap::Args)]
 pub struct Args {
-    /// A recipe, a folder in Hugging Face layout, a hub id in the hub's cache, or the name of a built-in model
+    /// A recipe, a folder in Hugging Face layout, a hub id (ORG/NAME), or the name of a built-in model
     what: String,
     /// Tokens of one forward pass, for a model; recipes say theirs
     #[arg(long, default_value_t = 4096)]

@@ -128,9 +128,17 @@ impl Policy {
 
     /// The same model with the adapters in `dir` beside its matrices.
     pub fn with_adapter_from(mut self, dir: &Path) -> Result<Policy, ModelError> {
-        self = self.with_adapters(&read_spec(dir)?, 0)?;
+        let mut spec = read_spec(dir)?;
+        spec.targets.retain(|module| !self.is_unread(module));
+        self = self.with_adapters(&spec, 0)?;
         self.load_adapter(dir)?;
         Ok(self)
+    }
+
+    /// Whether no forward pass reads a module: PEFT puts adapters beside such blocks as well, where they do nothing.
+    fn is_unread(&self, module: &str) -> bool {
+        let named = |name: &str| name.strip_suffix(".weight") == Some(module);
+        self.parameters().iter().any(|info| info.unread && named(&info.name))
     }
 
     /// Fills the adapters that the model has from `dir`; they must be on the same modules, with the same settings.
@@ -145,6 +153,7 @@ impl Policy {
         }
         let (path, bytes) = read_bytes(dir)?;
         let mut by_name = parse(&path, &bytes)?;
+        by_name.retain(|name, _| !name.rsplit_once(".lora_").is_some_and(|(module, _)| self.is_unread(module)));
         let infos: Vec<_> = self.parameters().iter().filter(|info| is_adapter(&info.name)).cloned().collect();
         let mut problems = Vec::new();
         for info in &infos {

@@ -240,3 +240,32 @@ fn adapters_of_every_family_learn_and_nothing_else_does() {
         }
     }
 }
+
+#[test]
+fn adapters_beside_blocks_that_nothing_reads_are_passed_over() {
+    let load = || Policy::load(&fixtures().join("models/llava_onevision_v5"), Precision::F32).unwrap();
+    let unread = load().parameters().iter().find(|info| info.unread && info.name.ends_with("q_proj.weight")).cloned();
+    let unread = unread.expect("a block behind vision_feature_layer");
+    let folder = tempfile::tempdir().unwrap();
+    let mut policy = load().with_adapters(&spec(&["language_model.layers.0.self_attn.q_proj"]), 3).unwrap();
+    stir(&mut policy);
+    policy.save_adapter(folder.path(), "base").unwrap();
+    // As PEFT writes it for `target_modules=["q_proj"]`.
+    let path = folder.path().join(peft::WEIGHTS_FILE);
+    let bytes = std::fs::read(&path).unwrap();
+    let file = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+    let module = unread.name.trim_end_matches(".weight");
+    let values = vec![0u8; 4 * 4 * unread.shape[0].max(unread.shape[1])];
+    let view = |shape: [usize; 2]| {
+        let data = &values[..4 * shape[0] * shape[1]];
+        safetensors::tensor::TensorView::new(safetensors::Dtype::F32, shape.to_vec(), data).unwrap()
+    };
+    let mut tensors = file.tensors();
+    tensors.push((format!("base_model.model.{module}.lora_A.weight"), view([4, unread.shape[1]])));
+    tensors.push((format!("base_model.model.{module}.lora_B.weight"), view([unread.shape[0], 4])));
+    let both = safetensors::serialize(tensors, None).unwrap();
+    std::fs::write(&path, both).unwrap();
+    let back = load().with_adapter_from(folder.path()).unwrap();
+    assert_eq!(back.adapted_modules(), policy.adapted_modules());
+    assert_eq!(back.master(), policy.master());
+}

@@ -160,9 +160,9 @@ fn parse(bytes: &[u8], size: u64) -> Result<Footer, Unreadable> {
     let (mut elements, mut groups, mut notes) = (vec![], vec![], vec![]);
     Reader::new(bytes).fields(|reader, id, _| {
         match id {
-            2 => reader.list(|reader, _| Ok(elements.push(element(reader)?)))?,
-            4 => reader.list(|reader, _| Ok(groups.push(row_group(reader)?)))?,
-            5 => reader.list(|reader, _| Ok(notes.push(note(reader)?)))?,
+            2 => reader.list(|reader, _| element(reader).map(|element| elements.push(element)))?,
+            4 => reader.list(|reader, _| row_group(reader).map(|group| groups.push(group)))?,
+            5 => reader.list(|reader, _| note(reader).map(|note| notes.push(note)))?,
             _ => return Ok(false),
         }
         Ok(true)
@@ -218,7 +218,7 @@ fn row_group(reader: &mut Reader) -> Result<RowGroup, Unreadable> {
     let mut group = RowGroup::default();
     reader.fields(|reader, id, _| {
         match id {
-            1 => reader.list(|reader, _| Ok(group.chunks.push(chunk(reader)?)))?,
+            1 => reader.list(|reader, _| chunk(reader).map(|chunk| group.chunks.push(chunk)))?,
             3 => group.num_rows = reader.count()?,
             _ => return Ok(false),
         }
