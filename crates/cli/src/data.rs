@@ -6,6 +6,7 @@ use clap::{Subcommand, ValueEnum};
 use foveate_tasks::contact_sheet;
 use foveate_train::checkpoint::durable::write_file;
 use foveate_train::data::{self, Dataset, write::png};
+use foveate_train::prompt::Frame;
 use foveate_train::recipe::parse::{Wrapped, parse};
 use foveate_train::reward::audit::audit as policies;
 use foveate_train::reward::refiner::{Refiner, RefinerSpec};
@@ -81,6 +82,9 @@ enum Command {
         /// A language model that writes: '{ url = "http://127.0.0.1:8000/v1", model = "NAME" }'
         #[arg(long)]
         writer: Option<String>,
+        /// Ask the language model for a list of what each picture shows first, and write from the list
+        #[arg(long, requires = "writer")]
+        elements: bool,
         /// Seed of built-in worlds
         #[arg(long, default_value_t = 0)]
         seed: u64,
@@ -140,7 +144,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
             write_file(&out, &png(&contact_sheet(&shown, columns)))?;
             println!("{} rows: {}", shown.len(), out.display());
         }
-        Command::Refine { source, out, template, writer, seed } => {
+        Command::Refine { source, out, template, writer, elements, seed } => {
             let writer = match writer {
                 None => None,
                 Some(text) => {
@@ -153,7 +157,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
                     "write --writer '{ url = \"http://127.0.0.1:8000/v1\", model = \"NAME\" }'",
                 ));
             }
-            refine(&open(&source, seed)?, &out, RefinerSpec { writer, template, ..RefinerSpec::default() })?;
+            refine(&open(&source, seed)?, &out, RefinerSpec { writer, template, elements, ..RefinerSpec::default() })?;
         }
         Command::Audit { source, against, seed } => {
             let dataset = open(&source, seed)?;
@@ -182,7 +186,7 @@ fn trivial(dataset: &Dataset, seed: u64) -> anyhow::Result<()> {
     let rows: Vec<_> = (0..dataset.len().min(AUDITED)).map(|index| dataset.text_row(index)).collect();
     let accuracy = RewardSpec::Accuracy(AccuracySpec::default());
     let Ok(rewards) = Rewards::new(vec![accuracy], Unknown::Leave, 1) else { return Ok(()) };
-    if let Some(problem) = rows.iter().find_map(|row| rewards.check_row(row, None).err()) {
+    if let Some(problem) = rows.iter().find_map(|row| rewards.check_row(row, Frame::of(row, None)).err()) {
         println!("not scored: {problem}");
         return Ok(());
     }

@@ -196,11 +196,108 @@ fn parts_that_do_not_fit_are_refused() {
             "neither http:// nor",
         ),
         ("{ task = \"counting\", rows = 20, filter = { answers = [\"box\"] } }", accuracy, "no usable rows"),
+        // A format of other tags than those of the targets.
+        (
+            open,
+            "target = { template = \"tags\" }\nrewards = [ { kind = \"format_tags\", form = \"caption\" }, { kind = \"accuracy\", extract = \"tag\" } ]\nselector = { kind = \"any_correct\" }",
+            "no target has the form",
+        ),
+        (open, "rewards = [ { kind = \"parsable\" } ]", "needs accuracy"),
+        (open, "rewards = [ { kind = \"checker\", elements = true } ]", "`elements` are listed by a language model"),
+        (
+            open,
+            &format!("{accuracy}\nselector = {{ kind = \"any_correct\" }}\nrefiner = {{ elements = true }}"),
+            "refiner.elements are listed",
+        ),
+        (open, &format!("{accuracy}\nrule = {{ mismatch = {{ mode = \"token_mask\" }} }}"), "another distribution"),
+        (open, &format!("{accuracy}\ntarget = {{ temperature = 0.0 }}"), "must be above 0"),
+        (open, &format!("{accuracy}\ntarget = {{ temperature = \"its\" }}"), "a number or \"same\""),
+        (
+            open,
+            "target = { template = \"caption\" }\nrewards = [ { kind = \"accuracy\", extract = \"tag\" } ]\nstart_state = { kind = \"mixed\" }",
+            "begins with other parts",
+        ),
     ] {
         fs::write(here.join("r.toml"), one_stage(data, settings)).expect("written");
         let found = refuse(&["train", "r.toml", "--out", "run"], here);
         assert!(found.contains(told), "expected {told:?} in: {found}");
         assert!(!here.join("run").exists(), "{told}");
+    }
+}
+
+#[test]
+fn several_drawn_answers_are_scored_beside_the_greedy_one() {
+    let folder = folder_of(&[EXAMPLES]);
+    let here = folder.path();
+    let set =
+        ["--set", "eval.sampled={ answers = 4, pass_at = [1, 3, 4] }", "--set", "eval.accuracy.extract=last_number"];
+    succeed(&[&["train", "r.toml", "--out", "run", "--set", "stage.0.until.at_most=4.0"], &set[..]].concat(), here);
+    let run = here.join("run");
+    let scores: serde_json::Value =
+        serde_json::from_str(&fs::read_to_string(run.join("eval.json")).expect("scores")).expect("JSON");
+    let after = &scores["evaluations"][1]["suites"]["id"];
+    let text = fs::read_to_string(run.join("predictions/sampled/after-id.jsonl")).expect("drawn answers");
+    let drawn: Vec<serde_json::Value> = text.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
+    assert_eq!((drawn.len(), after["num_rows"].as_u64()), (16, Some(4)), "four answers to four questions");
+    assert_eq!(drawn.iter().take(4).map(|d| d["answer"].as_u64().expect("a number")).collect::<Vec<_>>(), [0, 1, 2, 3]);
+    let right = |question: &[serde_json::Value]| question.iter().filter(|d| d["correct"] == true).count();
+    let any = drawn.chunks(4).filter(|question| right(question) > 0).count() as f64 / 4.0;
+    let mean = right(&drawn) as f64 / 16.0;
+    let pass = |k: &str| after["sampled"]["pass_at"][k]["mean"].as_f64().expect("a mean");
+    assert!((pass("1") - mean).abs() < 1e-9 && (pass("4") - any).abs() < 1e-9, "{after}");
+    assert!(pass("1") <= pass("3") && pass("3") <= pass("4"));
+    assert!(fs::read_to_string(run.join("report.html")).expect("a page").contains("answers drawn at temperature 1"));
+    let told = refuse(&["train", "r.toml", "--out", "x", "--set", "eval.sampled={ answers = 2, pass_at = [3] }"], here);
+    assert!(told.contains("more than its 2 answers"), "{told}");
+
+    let model = last_checkpoint(&run);
+    let eval = ["eval", model.to_str().expect("a path"), "--max-new-tokens", "6", "--answers", "4", "--pass-at", "1,4"];
+    let data = ["--data", "{ task = \"counting\", rows = 5 }", "--data", "{ task = \"charts\", rows = 5 }"];
+    let told = succeed(&[&eval[..], &data, &["--output", "all.jsonl"]].concat(), here);
+    assert!(told.contains("pass@4: ") && told.contains("mean over tasks"), "{told}");
+    assert_eq!(lines(&here.join("all.jsonl")), 50, "greedy and drawn");
+    let told = refuse(&[&eval[..6], &["--pass-at", "9"], &data].concat(), here);
+    assert!(told.contains("more than its 4 answers"), "{told}");
+}
+
+#[test]
+fn boxes_are_written_and_read_in_the_coordinates_of_the_recipe() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let here = folder.path();
+    let data = "{ task = \"location\", rows = 20, filter = { answers = [\"box\"] } }";
+    let settings = |target: &str, reward: &str| {
+        one_stage(
+            data,
+            &format!(
+                "target = {{ template = \"answer\", coords = \"{target}\" }}\nselector = {{ kind = \"always\" }}\n\
+                 rewards = [ {{ kind = \"accuracy\", verify = {{ box = {{ coords = \"{reward}\" }} }} }} ]"
+            ),
+        )
+    };
+    fs::write(here.join("r.toml"), settings("per_mille", "unit")).expect("written");
+    let told = refuse(&["train", "r.toml", "--out", "run"], here);
+    assert!(told.contains("scored as wrong") && told.contains("target.coords"), "{told}");
+    for coords in ["original_pixels", "unit", "per_mille", "shown_pixels"] {
+        fs::write(here.join("r.toml"), settings(coords, coords)).expect("written");
+        succeed(&["train", "r.toml", "--out", coords], here);
+        let samples = fs::read_to_string(here.join(coords).join("samples.jsonl")).expect("samples");
+        let sample: serde_json::Value = serde_json::from_str(samples.lines().next().expect("one")).expect("JSON");
+        let numbers = |text: &str| -> Vec<f64> {
+            let list = text.split_once('[').expect("a list").1.trim_end_matches(']');
+            list.split(',').map(|n| n.trim().parse().expect("a number")).collect()
+        };
+        let target = numbers(sample["target"].as_str().expect("a target"));
+        let gold = numbers(sample["gold"].as_str().expect("a gold"));
+        // Pictures of 128 pixels, shown to a model of 64.
+        let scale = match coords {
+            "unit" => 1.0 / 128.0,
+            "per_mille" => 1000.0 / 128.0,
+            "shown_pixels" => 0.5,
+            _ => 1.0,
+        };
+        for (target, gold) in target.iter().zip(gold) {
+            assert!((target - gold * scale).abs() <= if coords == "unit" { 0.001 } else { 0.51 }, "{coords}: {target}");
+        }
     }
 }
 
@@ -220,6 +317,44 @@ fn test_rows_that_are_trained_on_are_refused() {
     succeed(&["train", "r.toml", "--out", "run", "--set", "data.allow_overlap=true"], here);
     fs::write(here.join("r.toml"), suite("{ task = \"charts\", split = \"id\", rows = 3 }")).expect("written");
     succeed(&["train", "r.toml", "--out", "apart"], here);
+}
+
+#[test]
+fn a_reward_that_never_varies_is_mentioned() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let here = folder.path();
+    // What so small a model writes never ends in time and has no box in it.
+    let rewards = "rewards = [ { kind = \"steps\" }, { kind = \"length\", scale = 1.0, unit = \"characters\" }, { kind = \"accuracy\" } ]";
+    let recipe = one_stage("{ task = \"counting\", rows = 40 }", rewards).replace("steps = 2", "steps = 11");
+    fs::write(here.join("r.toml"), recipe).expect("written");
+    let told = succeed(&["train", "r.toml", "--out", "run"], here);
+    assert!(told.contains("the reward `steps` was the same for all answers"), "{told}");
+    assert!(told.contains("look at the answers in samples.jsonl") && !told.contains("`length` was the same"), "{told}");
+}
+
+#[test]
+fn answers_drawn_elsewhere_are_scored_here() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let here = folder.path();
+    let settings = "rewards = [ { kind = \"length\", scale = 1.0 }, { kind = \"accuracy\" } ]\nselector = { kind = \"anneal\" }\n\
+                    target = { template = \"answer\", temperature = \"same\" }\nrule = { kl = 0.01 }";
+    let recipe = one_stage("{ task = \"counting\", rows = 20 }", settings)
+        .replace("max_new_tokens = 6", "max_new_tokens = 6, temperature = 0.7, logprob_temperature = 1.0, top_k = 40");
+    fs::write(here.join("r.toml"), &recipe).expect("written");
+    let told = succeed(&["train", "r.toml", "--out", "plain"], here);
+    assert!(told.contains("another distribution"), "{told}");
+    let plain = here.join("plain");
+    assert_eq!(column(&plain, "only", "rollout/logprob_gap_max"), [0.0; 2], "recorded at 1, trained at 1");
+    for metric in ["rollout/sampler_gap_mean", "rollout/sampler_kl"] {
+        assert!(column(&plain, "only", metric).iter().all(|gap| *gap > 0.0), "{metric}");
+    }
+    assert!(column(&plain, "only", "rollout/sampler_ess").iter().all(|share| (0.0..1.0).contains(share)));
+    let set = ["--set", "stage.0.rule.mismatch={ mode = \"token_truncate\" }"];
+    succeed(&[&["train", "r.toml", "--out", "corrected"], &set[..]].concat(), here);
+    let corrected = here.join("corrected");
+    assert_ne!(column(&corrected, "only", "optim/gradient_norm"), column(&plain, "only", "optim/gradient_norm"));
+    let told = refuse(&["train", "r.toml", "--out", "x", "--set", "stage.0.sampling.logprob_temperature=0.0"], here);
+    assert!(told.contains("logprob_temperature must be above 0"), "{told}");
 }
 
 /// A plug-in in shell that reads a line, finds its id and says what `reply` says with `$id`.
@@ -275,17 +410,19 @@ fn python_plugins_of_the_examples_score() {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let here = folder.path();
     let examples = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../examples/plugins");
-    for name in ["trl_reward.py", "my_rewards.py", "short_answers.py"] {
+    for name in ["trl_reward.py", "my_rewards.py", "short_answers.py", "similarity.py"] {
         fs::copy(examples.join(name), here.join(name)).expect("copied");
     }
     let rewards = "rewards = [ { kind = \"process\", name = \"short\", command = [\"python3\", \"short_answers.py\"] },\n\
-                   { kind = \"process\", name = \"trl\", command = [\"python3\", \"trl_reward.py\", \"my_rewards.py:only_numbers\"] } ]";
+                   { kind = \"process\", name = \"trl\", command = [\"python3\", \"trl_reward.py\", \"my_rewards.py:only_numbers\"] },\n\
+                   { kind = \"process\", name = \"similar\", command = [\"python3\", \"similarity.py\", \"0.95\", \"0.9\"] } ]";
     let numbers = "{ task = \"counting\", rows = 20, filter = { answers = [\"number\"] } }";
     fs::write(here.join("r.toml"), one_stage(numbers, rewards)).expect("written");
     succeed(&["train", "r.toml", "--out", "run"], here);
     let run = here.join("run");
     assert_eq!(column(&run, "only", "reward/unknown_fraction"), [0.0; 2]);
     assert!(column(&run, "only", "reward/short/mean").iter().all(|mean| *mean > 0.5));
+    assert_eq!(column(&run, "only", "reward/similar/mean"), [0.0; 2], "what so small a model writes is like nothing");
     let log = fs::read_to_string(run.join("plugin-trl.log")).expect("what the function printed");
     assert!(log.contains("does no harm"), "{log}");
 }

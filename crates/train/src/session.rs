@@ -2,21 +2,18 @@
 //! Knows how a run begins, is written down, stops and goes on; knows nothing of how a step learns.
 //! Cost: checkpoints; everything else is bookkeeping.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
-
-use foveate_kernels::{interrupt, isa};
-use foveate_model::{ModelDescription, Policy, SaveType, Trainable};
-use serde::{Deserialize, Serialize};
 
 use crate::adamw::AdamW;
 use crate::checkpoint::durable::{create_folder, read_file, write_file, write_with};
 use crate::checkpoint::tensor_file;
 use crate::checkpoint::{self, CheckpointError, Checkpoints, Found, State, WeightType};
+use crate::controls::Controls;
 use crate::data;
 use crate::error::TrainError;
-use crate::eval::records::{Evaluation, Scores};
+use crate::eval::records::{Evaluation, Prediction, Scores};
 use crate::eval::score_suite;
 use crate::frozen::Frozen;
 use crate::kept::{base_mark, kept_tensors, restore, restore_kept, trained_tensors, write_mark, write_model};
@@ -25,15 +22,10 @@ use crate::prompt::Prompter;
 use crate::recipe::Reference;
 use crate::report::records::StepRecord;
 use crate::report::{Logs, page};
-use crate::reward::refiner::TemplateStore;
-use crate::reward::watch::{ConstantWatch, UnknownWatch};
 use crate::run::{Run, Stage, Start};
 use crate::source::ModelSource;
-use crate::update::difficulty::pools::Pools;
-use crate::update::entropy::EntropyState;
-use crate::update::replay::{ReplayBuffer, TargetQueue};
-use crate::update::statistics::RunningAccuracy;
-use crate::update::{Rule, RuleStats};
+use foveate_kernels::{interrupt, isa};
+use foveate_model::{ModelDescription, Policy, SaveType, Trainable};
 
 /// What a run tells whoever watches it.
 pub enum Event<'a> {
@@ -86,72 +78,6 @@ pub enum StageEnd {
     Finished,
     /// The person asked to stop; a checkpoint was written.
     Interrupted,
-}
-
-/// What a stage carries from step to step beside weights and moments; part of a checkpoint.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Controls {
-    /// Strength of the KL term.
-    pub beta: f64,
-    /// Strength of the entropy term.
-    pub entropy: EntropyState,
-    /// Accuracy per question so far.
-    pub accuracy: RunningAccuracy,
-    /// Questions asked so far, those that were dropped included. The order follows from the seed.
-    pub position: u64,
-    /// Worked examples shown so far by a mixture.
-    pub shown: u64,
-    /// Latest results per question.
-    pub pools: Pools,
-    /// Past answers to be learned again.
-    pub replay: ReplayBuffer,
-    /// Questions whose target waits for a supervised step.
-    pub queue: TargetQueue,
-    /// The refiner's template.
-    pub templates: TemplateStore,
-    /// Unknown rewards of the last steps.
-    pub unknown: UnknownWatch,
-    /// Rewards that were constant so far.
-    pub constant: ConstantWatch,
-    /// Requests to judges so far, by reward.
-    pub calls: BTreeMap<String, u64>,
-    /// The watched metric, newest last.
-    pub history: VecDeque<f64>,
-    /// Whether the stage is over before its steps are.
-    pub ended: bool,
-}
-
-impl Controls {
-    /// At the start of a stage.
-    fn new(stage: &Stage) -> Self {
-        let template = stage.refiner.as_ref().map(|refiner| refiner.first_template()).unwrap_or_default();
-        Self {
-            beta: stage.rule.kl.beta,
-            entropy: stage.rule.entropy.start(),
-            accuracy: RunningAccuracy::default(),
-            position: 0,
-            shown: 0,
-            pools: Pools::default(),
-            replay: ReplayBuffer::default(),
-            queue: TargetQueue::default(),
-            templates: TemplateStore::new(template),
-            unknown: UnknownWatch::default(),
-            constant: ConstantWatch::default(),
-            calls: BTreeMap::new(),
-            history: VecDeque::new(),
-            ended: false,
-        }
-    }
-
-    /// Moves the strengths after a step with these measurements over `samples` answers.
-    pub fn after(&mut self, rule: &Rule, stats: &RuleStats, samples: u64) {
-        if let Some(kl) = stats.mean_kl() {
-            self.beta = rule.kl.beta_after(self.beta, kl, samples);
-        }
-        if let Some(entropy) = stats.mean_entropy() {
-            self.entropy = self.entropy.after(&rule.entropy, entropy);
-        }
-    }
 }
 
 /// A run in progress.
@@ -308,7 +234,9 @@ impl<'a> Session<'a> {
             }
             self.policy.set_trainable(stage.train);
             self.optim = AdamW::new(&self.policy);
-            self.controls = Controls::new(stage);
+            // Budgets are those of the run.
+            let calls = std::mem::take(&mut self.controls.calls);
+            self.controls = Controls { calls, ..Controls::new(stage) };
             if stage.needs_reference() && stage.reference == Reference::StageStart && self.stage > 0 {
                 self.keep_weights(STAGE_START)?;
             }
@@ -499,17 +427,14 @@ impl<'a> Session<'a> {
             let mut progress = |done| watch(Event::Scoring { suite, done, total });
             let config = &self.run.eval;
             let ask = &self.run.prompt;
-            let (score, predictions) =
+            let answered =
                 score_suite(&mut self.policy, &self.prompter, &rows, ask, config, self.run.seed, &mut progress)?;
             let folder = self.folder.join("predictions");
-            create_folder(&folder)?;
-            write_with(&folder.join(format!("{name}-{suite}.jsonl")), |writer| {
-                predictions.iter().try_for_each(|prediction| {
-                    serde_json::to_writer(&mut *writer, prediction)?;
-                    writer.write_all(b"\n")
-                })
-            })?;
-            evaluation.suites.insert(suite.clone(), score);
+            write_predictions(&folder, &format!("{name}-{suite}.jsonl"), &answered.predictions)?;
+            if !answered.sampled.is_empty() {
+                write_predictions(&folder.join("sampled"), &format!("{name}-{suite}.jsonl"), &answered.sampled)?;
+            }
+            evaluation.suites.insert(suite.clone(), answered.score);
         }
         (self.watch)(Event::Evaluated(&evaluation));
         self.scores.evaluations.push(evaluation);
@@ -522,6 +447,18 @@ impl<'a> Session<'a> {
     pub fn write_page(&mut self) -> Result<PathBuf, TrainError> {
         Ok(page::write(&self.folder)?)
     }
+}
+
+/// One JSON object a line.
+fn write_predictions(folder: &Path, name: &str, predictions: &[Prediction]) -> Result<(), TrainError> {
+    create_folder(folder)?;
+    write_with(&folder.join(name), |writer| {
+        predictions.iter().try_for_each(|prediction| {
+            serde_json::to_writer(&mut *writer, prediction)?;
+            writer.write_all(b"\n")
+        })
+    })?;
+    Ok(())
 }
 
 /// Makes the folder of a new run; refuses one that holds anything of another.

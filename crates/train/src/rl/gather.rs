@@ -9,6 +9,7 @@ use foveate_model::Sampled;
 use super::{Parts, scores_refined};
 use crate::data::Question;
 use crate::error::TrainError;
+use crate::prompt::Frame;
 use crate::reward::remote::{Asked, Failure, FailureKind};
 use crate::reward::{Completion, Group as RewardGroup, Scored};
 use crate::rollout::{self, Group, RowError, check_room};
@@ -187,7 +188,7 @@ fn score(
         .map(|(index, group)| RewardGroup {
             row: &group.prompt.row,
             refined: refined.as_ref().and_then(|refined| refined[index].as_deref()),
-            frame: None,
+            frame: Frame::of(&group.prompt.row, Some(&group.prompt.input)),
             completions: group
                 .rollouts
                 .iter()
@@ -239,7 +240,7 @@ fn reference_of(parts: &mut Parts, session: &mut Session, groups: &[Group]) -> R
 /// Log-probabilities of all sampled answers under the reference, answer by answer.
 fn reference_logprobs(parts: &mut Parts, session: &mut Session, groups: &[Group]) -> Result<Vec<Vec<f32>>, TrainError> {
     let stage = session.current();
-    let inv_temperature = 1.0 / stage.sampling.temperature;
+    let inv_temperature = 1.0 / stage.sampling.scored_at();
     let packed: Vec<pack::PackGroup> = groups
         .iter()
         .map(|group| pack::PackGroup {

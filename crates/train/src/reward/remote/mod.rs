@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 
 pub mod cache;
 pub mod chat;
+pub mod elements;
 pub mod http;
 pub mod judge;
 pub mod process;
@@ -142,7 +143,7 @@ enum Helper {
     Process(process::Process),
     Http(http::Endpoint),
     Judge(judge::Judge),
-    Checker(judge::Checker),
+    Checker(Box<judge::Checker>),
 }
 
 /// The helpers of a stage, in the order of its outside terms.
@@ -171,7 +172,7 @@ impl Outside {
                 RewardSpec::Http(s) => Helper::Http(http::Endpoint::new(s)?),
                 RewardSpec::Judge(s) => Helper::Judge(judge::Judge::new(s, around)?),
                 RewardSpec::Checker(s) => match &s.judge {
-                    Some(_) => Helper::Checker(judge::Checker::new(s, around)?),
+                    Some(_) => Helper::Checker(Box::new(judge::Checker::new(s, around)?)),
                     None => continue,
                 },
                 _ => continue,
@@ -198,6 +199,15 @@ impl Outside {
                 chat.set_calls(*calls);
             }
         }
+    }
+
+    /// Lists of what pictures show that could not be had so far.
+    pub fn num_failed_elements(&self) -> u64 {
+        let elements = self.helpers.iter().filter_map(|(_, helper)| match helper {
+            Helper::Checker(checker) => checker.elements(),
+            _ => None,
+        });
+        elements.map(elements::Elements::num_failed).sum()
     }
 
     /// Asks every helper about every group.
