@@ -2,7 +2,8 @@
 //! Knows hidden states, the output weight and temperatures; nothing of losses. No tokens x vocabulary matrix exists:
 //! the vocabulary is walked in chunks of a fixed size, whose results are combined in a fixed order. Sampling works
 //! from full logits rows of few tokens and gets the same bits through [`logprob_from_logits`].
-//! Cost: one product forward, three backward (logits are computed again); scratch of some MiB per thread.
+//! Cost: one product forward, three backward (logits are computed again); half a MiB of scratch per thread, and going
+//! back up to 30 MiB for 4096 rows.
 
 // R trained positions, D width, V vocabulary
 
