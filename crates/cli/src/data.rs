@@ -81,6 +81,9 @@ enum Command {
         /// A language model that writes: '{ url = "http://127.0.0.1:8000/v1", model = "NAME" }'
         #[arg(long)]
         writer: Option<String>,
+        /// Ask the language model for a list of what each picture shows first, and write from the list
+        #[arg(long, requires = "writer")]
+        elements: bool,
         /// Seed of built-in worlds
         #[arg(long, default_value_t = 0)]
         seed: u64,
@@ -140,7 +143,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
             write_file(&out, &png(&contact_sheet(&shown, columns)))?;
             println!("{} rows: {}", shown.len(), out.display());
         }
-        Command::Refine { source, out, template, writer, seed } => {
+        Command::Refine { source, out, template, writer, elements, seed } => {
             let writer = match writer {
                 None => None,
                 Some(text) => {
@@ -153,7 +156,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
                     "write --writer '{ url = \"http://127.0.0.1:8000/v1\", model = \"NAME\" }'",
                 ));
             }
-            refine(&open(&source, seed)?, &out, RefinerSpec { writer, template, ..RefinerSpec::default() })?;
+            refine(&open(&source, seed)?, &out, RefinerSpec { writer, template, elements, ..RefinerSpec::default() })?;
         }
         Command::Audit { source, against, seed } => {
             let dataset = open(&source, seed)?;

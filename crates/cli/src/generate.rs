@@ -47,7 +47,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         max_new_tokens: args.max_new_tokens,
         top_p: args.top_p,
         top_k: args.top_k,
-        min_p: 0.0,
+        ..SamplingConfig::default()
     };
     if let Some(problem) = sampling.problem() {
         return Err(failure(problem, "see foveate generate --help"));

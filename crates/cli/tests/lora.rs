@@ -120,6 +120,135 @@ fn adapters_learn_resume_exactly_and_merge() {
     assert!(last_checkpoint(&here.join("full")).join("model.safetensors").is_file());
 }
 
+/// Stages that sample in every way there is, some of them from an adapter in a folder.
+const EVERY_WAY: &str = r#"
+name = "every-way"
+seed = 6
+precision = "f32"
+model = "base/checkpoints/step-000003"
+questions_per_step = 4
+answers_per_question = 4
+sampling = { temperature = 1.0, max_new_tokens = 6 }
+rewards = [ { kind = "overlong", buffer = 5 }, { kind = "accuracy", extract = "last_number" } ]
+optim = { lr = 1e-2 }
+
+[lora]
+rank = 4
+alpha = 8.0
+
+[data]
+train = { task = "counting", rows = 40, levels = [1], filter = { answers = ["number"] } }
+
+[eval]
+before = false
+after = false
+
+[checkpoint]
+every = 2
+
+[[stage]]
+name = "dynamic"
+start = "first/checkpoints/step-000009"
+steps = 3
+dynamic = { max_tries = 2 }
+pools = {}
+rule = { kind = "dapo" }
+
+[[stage]]
+name = "replay"
+steps = 3
+replay = { kind = "ssr", capacity = 2.0, target = 1.5 }
+rule = { kind = "grpo", kl = 0.02 }
+
+[[stage]]
+name = "parts"
+start = "first/checkpoints/step-000009"
+steps = 3
+target = { template = "cot" }
+start_state = { kind = "mixed", split = "sentence" }
+mix = { kind = "chord", peak = 0.6, valley = 0.2, decay = 2, rows = 2 }
+rule = { kind = "grpo", kl = { where = "reward", estimator = "k1", beta = 0.05 } }
+
+[[stage]]
+name = "switch"
+start = "dynamic"
+steps = 2
+target = { template = "bare" }
+selector = { kind = "any_correct" }
+updates = 2
+
+[[stage]]
+name = "anneal"
+start = "base"
+steps = 2
+target = { template = "bare" }
+selector = { kind = "anneal" }
+rule = { kind = "gspo", kl = { where = "tokens", estimator = "k1", beta = 0.02 } }
+
+[[stage]]
+name = "threshold"
+steps = 2
+target = { template = "bare" }
+selector = { kind = "threshold" }
+refiner = {}
+
+[[stage]]
+name = "queue"
+steps = 3
+target = { template = "bare" }
+selector = { kind = "replay", budget = 5 }
+
+[[stage]]
+name = "always"
+steps = 2
+target = { template = "cot" }
+selector = { kind = "always" }
+"#;
+
+#[test]
+fn adapters_learn_under_every_selector_and_sampler() {
+    let folder = folder();
+    let here = folder.path();
+    succeed(&["train", "a.toml", "--out", "first"], here);
+    fs::write(here.join("e.toml"), EVERY_WAY).unwrap();
+    succeed(&["train", "e.toml", "--out", "whole"], here);
+    let whole = here.join("whole");
+    let of = |stage: &str, metric: &str| -> Vec<f64> {
+        let records = metrics(&whole);
+        records.iter().filter(|r| r["stage"] == stage).filter_map(|r| r[metric].as_f64()).collect()
+    };
+    // What each stage is there for was seen to happen.
+    assert!(!of("dynamic", "dynamic/tries").is_empty());
+    assert!(of("replay", "replay/num_kept").iter().any(|kept| *kept > 0.0));
+    assert!(of("replay", "update/kl_k3").len() == 3, "against the start of the stage, an adapter");
+    assert_eq!(of("parts", "mix/supervised_share")[0], 0.6);
+    assert!(of("parts", "update/loss_sft").iter().all(|loss| *loss > 0.0));
+    assert!(of("switch", "mode/memorise_fraction").iter().sum::<f64>() > 0.0);
+    assert!(of("queue", "mode/num_learned_from_queue").contains(&5.0));
+    assert_eq!(of("always", "mode/memorise_fraction"), [1.0; 2]);
+    for stage in ["switch", "anneal", "threshold", "always", "parts"] {
+        assert!(of(stage, "optim/gradient_norm").iter().all(|norm| *norm > 0.0), "{stage}");
+    }
+    let last = last_checkpoint(&whole);
+    for steps in [[2, 5], [8, 13]] {
+        let out = format!("killed-{}", steps[0]);
+        for (attempt, step) in steps.into_iter().enumerate() {
+            let mut args = vec!["train", "e.toml", "--out", &out];
+            args.extend((attempt > 0).then_some("--resume"));
+            let mut child = foveate(&args, here).spawn().expect("the program starts");
+            wait_for_steps(&mut child, &here.join(&out), step);
+            child.kill().expect("killed");
+            child.wait().expect("ended");
+        }
+        succeed(&["train", "e.toml", "--out", &out, "--resume"], here);
+        let other = last_checkpoint(&here.join(&out));
+        for file in ["adapter_model.safetensors", "optimizer.safetensors"] {
+            assert!(fs::read(last.join(file)).unwrap() == fs::read(other.join(file)).unwrap(), "{file} differs");
+        }
+        assert_eq!(metrics(&whole), metrics(&here.join(&out)));
+    }
+}
+
 #[test]
 fn adapters_of_other_weights_are_not_resumed() {
     let folder = folder();

@@ -196,6 +196,28 @@ fn parts_that_do_not_fit_are_refused() {
             "neither http:// nor",
         ),
         ("{ task = \"counting\", rows = 20, filter = { answers = [\"box\"] } }", accuracy, "no usable rows"),
+        // A format of other tags than those of the targets.
+        (
+            open,
+            "target = { template = \"tags\" }\nrewards = [ { kind = \"format_tags\", form = \"caption\" }, { kind = \"accuracy\", extract = \"tag\" } ]\nselector = { kind = \"any_correct\" }",
+            "no target has the form",
+        ),
+        (open, "rewards = [ { kind = \"parsable\" } ]", "needs accuracy"),
+        (open, "rewards = [ { kind = \"checker\", elements = true } ]", "`elements` are listed by a language model"),
+        (
+            open,
+            &format!("{accuracy}\nselector = {{ kind = \"any_correct\" }}\nrefiner = {{ elements = true }}"),
+            "refiner.elements are listed",
+        ),
+        (open, &format!("{accuracy}\nrule = {{ mismatch = {{ mode = \"token_mask\" }} }}"), "another distribution"),
+        (open, &format!("{accuracy}\ntarget = {{ temperature = 0.0 }}"), "must be above 0"),
+        (open, &format!("{accuracy}\ntarget = {{ temperature = \"its\" }}"), "a number or \"same\""),
+        (open, &format!("{accuracy}\nsampling = {{ logprob_temperature = 0.0 }}"), "must be above 0"),
+        (
+            open,
+            "target = { template = \"caption\" }\nrewards = [ { kind = \"accuracy\", extract = \"tag\" } ]\nstart_state = { kind = \"mixed\" }",
+            "begins with other parts",
+        ),
     ] {
         fs::write(here.join("r.toml"), one_stage(data, settings)).expect("written");
         let found = refuse(&["train", "r.toml", "--out", "run"], here);
@@ -220,6 +242,43 @@ fn test_rows_that_are_trained_on_are_refused() {
     succeed(&["train", "r.toml", "--out", "run", "--set", "data.allow_overlap=true"], here);
     fs::write(here.join("r.toml"), suite("{ task = \"charts\", split = \"id\", rows = 3 }")).expect("written");
     succeed(&["train", "r.toml", "--out", "apart"], here);
+}
+
+#[test]
+fn a_reward_that_never_varies_is_mentioned() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let here = folder.path();
+    // What so small a model writes never ends in time and has no box in it.
+    let rewards = "rewards = [ { kind = \"steps\" }, { kind = \"length\", scale = 1.0, unit = \"characters\" }, { kind = \"accuracy\" } ]";
+    let recipe = one_stage("{ task = \"counting\", rows = 40 }", rewards).replace("steps = 2", "steps = 11");
+    fs::write(here.join("r.toml"), recipe).expect("written");
+    let told = succeed(&["train", "r.toml", "--out", "run"], here);
+    assert!(told.contains("the reward `steps` was the same for all answers"), "{told}");
+    assert!(told.contains("look at the answers in samples.jsonl") && !told.contains("`length` was the same"), "{told}");
+}
+
+#[test]
+fn answers_drawn_elsewhere_are_scored_here() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let here = folder.path();
+    let settings = "rewards = [ { kind = \"overlong\", buffer = 5 }, { kind = \"accuracy\" } ]\nselector = { kind = \"anneal\" }\n\
+                    target = { template = \"answer\", temperature = \"same\" }\nrule = { kl = 0.01 }";
+    let recipe = one_stage("{ task = \"counting\", rows = 20 }", settings)
+        .replace("max_new_tokens = 6", "max_new_tokens = 6, temperature = 0.7, logprob_temperature = 1.0, top_k = 40");
+    fs::write(here.join("r.toml"), &recipe).expect("written");
+    let told = succeed(&["train", "r.toml", "--out", "plain"], here);
+    assert!(told.contains("another distribution"), "{told}");
+    let plain = here.join("plain");
+    assert_eq!(column(&plain, "only", "rollout/logprob_gap_max"), [0.0; 2], "recorded at 1, trained at 1");
+    for metric in ["rollout/sampler_gap_mean", "rollout/sampler_chi_square"] {
+        assert!(column(&plain, "only", metric).iter().all(|gap| *gap > 0.0), "{metric}");
+    }
+    assert!(column(&plain, "only", "rollout/sampler_ess").iter().all(|share| (0.0..1.0).contains(share)));
+    let set = ["--set", "stage.0.rule.mismatch={ mode = \"token_truncate\" }"];
+    succeed(&[&["train", "r.toml", "--out", "corrected"], &set[..]].concat(), here);
+    let corrected = here.join("corrected");
+    assert_ne!(column(&corrected, "only", "optim/gradient_norm"), column(&plain, "only", "optim/gradient_norm"));
+    assert_eq!(column(&corrected, "only", "update/kl_k3")[0], column(&plain, "only", "update/kl_k3")[0]);
 }
 
 /// A plug-in in shell that reads a line, finds its id and says what `reply` says with `$id`.

@@ -142,10 +142,14 @@ pub enum FinishReason {
 pub struct Sampled {
     /// New tokens, the end token included if there is one.
     pub ids: Vec<u32>,
-    /// Log-probability of each at sampling, over the untruncated distribution at the sampling temperature.
+    /// Log-probability of each at sampling, over the untruncated distribution at the temperature that log-probabilities
+    /// refer to.
     pub logprob: Vec<f32>,
     /// Entropy of that distribution at each position.
     pub entropy: Vec<f32>,
+    /// Log-probability of each under the distribution it was drawn from; the same numbers unless the draw was truncated
+    /// or had a temperature of its own.
+    pub drawn_logprob: Vec<f32>,
     /// Why it ended.
     pub finish: FinishReason,
 }

@@ -110,7 +110,13 @@ impl Batcher {
         let answers = (0..request.num_answers).map(|number| Answer {
             rows: Segment { start: rows.start + len + number * room, len: 0, parent: None },
             stream: Stream::new(request.seed, Purpose::Sampling, 0, 0, number),
-            sampled: Sampled { ids: vec![], logprob: vec![], entropy: vec![], finish: FinishReason::Length },
+            sampled: Sampled {
+                ids: vec![],
+                logprob: vec![],
+                entropy: vec![],
+                drawn_logprob: vec![],
+                finish: FinishReason::Length,
+            },
             done: room == 0,
         });
         let prompt = Segment { start: rows.start, len, parent: None };
@@ -279,6 +285,7 @@ impl Answer {
         self.sampled.ids.push(picked.id);
         self.sampled.logprob.push(picked.logprob);
         self.sampled.entropy.push(picked.entropy);
+        self.sampled.drawn_logprob.push(picked.drawn_logprob);
         if sampling.end_ids.contains(&picked.id) {
             self.sampled.finish = FinishReason::Stop;
             self.done = true;

@@ -137,6 +137,7 @@ impl Policy {
                         ids: Vec::new(),
                         logprob: Vec::new(),
                         entropy: Vec::new(),
+                        drawn_logprob: Vec::new(),
                         finish: FinishReason::Length,
                     },
                     done: spec.max_new_tokens == 0,
@@ -351,6 +352,7 @@ impl Answer {
         self.sampled.ids.push(picked.id);
         self.sampled.logprob.push(picked.logprob);
         self.sampled.entropy.push(picked.entropy);
+        self.sampled.drawn_logprob.push(picked.drawn_logprob);
         self.room -= 1;
         if spec.end_ids.contains(&picked.id) {
             self.sampled.finish = FinishReason::Stop;

@@ -13,6 +13,8 @@ use foveate_kernels::rng::Stream;
 pub struct SamplingSpec {
     /// Divides the logits; 0 means greedy.
     pub temperature: f32,
+    /// Temperature that recorded log-probabilities and entropies refer to, where it is not that of the draw.
+    pub logprob_temperature: Option<f32>,
     /// Keep the most probable tokens whose mass reaches this; 1 keeps all.
     pub top_p: f32,
     /// Keep this many most probable tokens; 0 keeps all.
@@ -28,9 +30,14 @@ pub struct SamplingSpec {
 }
 
 impl SamplingSpec {
-    /// One over the temperature that log-probabilities refer to (1 when greedy).
+    /// One over the temperature of the draw (1 when greedy).
     pub fn inv_temperature(&self) -> f32 {
         if self.temperature > 0.0 { 1.0 / self.temperature } else { 1.0 }
+    }
+
+    /// One over the temperature that log-probabilities refer to.
+    pub fn inv_logprob_temperature(&self) -> f32 {
+        self.logprob_temperature.map_or(self.inv_temperature(), |temperature| 1.0 / temperature)
     }
 }
 
@@ -39,28 +46,39 @@ impl SamplingSpec {
 pub struct Picked {
     /// Its id.
     pub id: u32,
-    /// Log-probability under the untruncated distribution at the sampling temperature.
+    /// Log-probability under the untruncated distribution at the temperature of log-probabilities.
     pub logprob: f32,
     /// Entropy of that distribution.
     pub entropy: f32,
+    /// Log-probability under the distribution it was drawn from. The same number unless the draw was truncated or had a
+    /// temperature of its own.
+    pub drawn_logprob: f32,
 }
 
 /// Picks from one row `[V]`. `position` counts the answer's tokens.
 pub fn pick(logits_v: &[f32], spec: &SamplingSpec, stream: &Stream, position: u32) -> Picked {
     let inv_temperature = spec.inv_temperature();
+    let mut drawn_logprob = None;
     let id = if spec.temperature > 0.0 {
         let truncated = spec.top_k > 0 || spec.top_p < 1.0 || spec.min_p > 0.0;
         let uniform = f64::from(stream.uniform(position));
         if truncated {
-            draw_truncated(logits_v, spec, uniform)
+            let (id, logprob) = draw_truncated(logits_v, spec, uniform);
+            drawn_logprob = Some(logprob);
+            id
         } else {
             head::draw(logits_v, inv_temperature, &spec.banned, uniform)
         }
     } else {
         greedy(logits_v, &spec.banned)
     };
-    let (logprob, entropy) = head::logprob_from_logits(logits_v, id, inv_temperature, &spec.banned);
-    Picked { id, logprob, entropy }
+    let inv_logprob = spec.inv_logprob_temperature();
+    let (logprob, entropy) = head::logprob_from_logits(logits_v, id, inv_logprob, &spec.banned);
+    let drawn_logprob = drawn_logprob.unwrap_or_else(|| match inv_logprob == inv_temperature {
+        true => logprob,
+        false => head::logprob_from_logits(logits_v, id, inv_temperature, &spec.banned).0,
+    });
+    Picked { id, logprob, entropy, drawn_logprob }
 }
 
 /// The largest logit that is not banned; the lowest id among equals.
@@ -86,12 +104,13 @@ fn each_allowed(logits_v: &[f32], banned: &[u32], mut visit: impl FnMut(u32, f32
     }
 }
 
-/// Inverse of the cumulative distribution over the tokens that top-k, top-p and min-p leave, most probable first.
-fn draw_truncated(logits_v: &[f32], spec: &SamplingSpec, uniform: f64) -> u32 {
+/// Inverse of the cumulative distribution over the tokens that top-k, top-p and min-p leave, most probable first. Gives
+/// the token and its log-probability among them.
+fn draw_truncated(logits_v: &[f32], spec: &SamplingSpec, uniform: f64) -> (u32, f32) {
     let mut ranked: Vec<(f32, u32)> = Vec::with_capacity(logits_v.len());
     each_allowed(logits_v, &spec.banned, |id, logit| ranked.push((logit, id)));
     ranked.sort_unstable_by(|a, b| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1)));
-    let Some(&(max, first)) = ranked.first() else { return 0 };
+    let Some(&(max, first)) = ranked.first() else { return (0, 0.0) };
     if spec.top_k > 0 {
         ranked.truncate(spec.top_k as usize);
     }
@@ -108,13 +127,14 @@ fn draw_truncated(logits_v: &[f32], spec: &SamplingSpec, uniform: f64) -> u32 {
         kept += 1;
     }
     let mut left = uniform * mass;
-    for (mass, (_, id)) in masses[..kept].iter().zip(&ranked) {
-        left -= mass;
+    for (own, (_, id)) in masses[..kept].iter().zip(&ranked) {
+        left -= own;
         if left < 0.0 {
-            return *id;
+            return (*id, (own / mass).ln() as f32);
         }
     }
-    ranked[..kept].last().map_or(first, |(_, id)| *id)
+    let last = kept.saturating_sub(1);
+    (ranked.get(last).map_or(first, |(_, id)| *id), (masses[last] / mass).ln() as f32)
 }
 
 #[cfg(test)]
@@ -125,6 +145,7 @@ mod tests {
     fn spec() -> SamplingSpec {
         SamplingSpec {
             temperature: 1.0,
+            logprob_temperature: None,
             top_p: 1.0,
             top_k: 0,
             min_p: 0.0,
@@ -174,6 +195,33 @@ mod tests {
         assert_eq!(picked.id, 1);
         let total: f32 = [1f32, 3.0, 3.0].iter().map(|z| z.exp()).sum();
         assert!((picked.logprob - (3.0 - total.ln())).abs() < 1e-5);
+    }
+
+    #[test]
+    fn the_draw_and_the_record_may_have_temperatures_of_their_own() {
+        let logits = [0.5f32, -1.0, 9.0, 2.0, 0.0];
+        let log_softmax = |inv: f64, kept: &[usize], id: usize| {
+            let total: f64 = kept.iter().map(|i| (f64::from(logits[*i]) * inv).exp()).sum();
+            f64::from(logits[id]) * inv - total.ln()
+        };
+        let all = [0, 1, 3, 4];
+        for answer in 0..20 {
+            let stream = Stream::new(3, Purpose::Sampling, 0, 0, answer);
+            let plain = SamplingSpec { temperature: 0.5, ..spec() };
+            let same = pick(&logits, &plain, &stream, 0);
+            assert_eq!(same.logprob, same.drawn_logprob);
+            let other = SamplingSpec { logprob_temperature: Some(1.0), ..plain.clone() };
+            let picked = pick(&logits, &other, &stream, 0);
+            let id = picked.id as usize;
+            assert_eq!((picked.id, picked.drawn_logprob), (same.id, same.logprob), "the draw is the same");
+            assert!((f64::from(picked.logprob) - log_softmax(1.0, &all, id)).abs() < 1e-5);
+            assert!((f64::from(picked.drawn_logprob) - log_softmax(2.0, &all, id)).abs() < 1e-5);
+            let cut = pick(&logits, &SamplingSpec { top_k: 2, ..other }, &stream, 0);
+            let id = cut.id as usize;
+            assert!([0, 3].contains(&id));
+            assert!((f64::from(cut.drawn_logprob) - log_softmax(2.0, &[0, 3], id)).abs() < 1e-5);
+            assert!((f64::from(cut.logprob) - log_softmax(1.0, &all, id)).abs() < 1e-5);
+        }
     }
 
     #[test]

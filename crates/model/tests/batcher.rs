@@ -11,6 +11,7 @@ use support::{Parity, fixtures};
 fn spec(temperature: f32, max_new_tokens: u32) -> SamplingSpec {
     SamplingSpec {
         temperature,
+        logprob_temperature: None,
         top_p: 1.0,
         top_k: 0,
         min_p: 0.0,

@@ -17,6 +17,7 @@ fn spec(name: &str) -> SamplingSpec {
     let image = parity.json["tokens"]["image"].as_u64().map(|id| id as u32);
     SamplingSpec {
         temperature: 0.8,
+        logprob_temperature: None,
         top_p: 1.0,
         top_k: 0,
         min_p: 0.0,

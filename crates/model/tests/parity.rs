@@ -47,6 +47,7 @@ fn greedy_answers_agree() {
         let mut policy = policy(name);
         let spec = SamplingSpec {
             temperature: 0.0,
+            logprob_temperature: None,
             top_p: 1.0,
             top_k: 0,
             min_p: 0.0,

@@ -3,7 +3,8 @@
 
 use foveate_tasks::derive::question_text;
 use foveate_tasks::row::Row;
-use serde::{Deserialize, Serialize};
+use serde::de::{Deserializer, Error};
+use serde::{Deserialize, Serialize, Serializer};
 
 use crate::data::conversations::{EARLIER, Earlier, SYSTEM};
 use crate::prompt::{Conversation, Part, Role, Turn};
@@ -58,6 +59,56 @@ fn earlier(row: &Row) -> Vec<Earlier> {
 pub struct TargetConfig {
     /// Which parts of the row it is made of.
     pub template: TargetTemplate,
+    /// The temperature that a target's log-probabilities refer to: 1, because nothing was sampled. `"same"` divides by
+    /// the sampling temperature, as DyME's code does.
+    #[serde(skip_serializing_if = "TargetTemperature::is_one")]
+    pub temperature: TargetTemperature,
+}
+
+/// The temperature that the log-probabilities of targets refer to.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum TargetTemperature {
+    /// This number.
+    At(f32),
+    /// That of sampled answers.
+    Same,
+}
+
+impl Default for TargetTemperature {
+    fn default() -> Self {
+        TargetTemperature::At(1.0)
+    }
+}
+
+impl TargetTemperature {
+    fn is_one(&self) -> bool {
+        *self == TargetTemperature::At(1.0)
+    }
+}
+
+impl Serialize for TargetTemperature {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self {
+            TargetTemperature::At(value) => serializer.serialize_f32(*value),
+            TargetTemperature::Same => serializer.serialize_str("same"),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for TargetTemperature {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        #[derive(Deserialize)]
+        #[serde(untagged)]
+        enum Raw {
+            Number(f32),
+            Word(String),
+        }
+        match Raw::deserialize(deserializer) {
+            Ok(Raw::Number(value)) => Ok(TargetTemperature::At(value)),
+            Ok(Raw::Word(word)) if word == "same" => Ok(TargetTemperature::Same),
+            _ => Err(D::Error::custom("the temperature of targets is a number or \"same\"")),
+        }
+    }
 }
 
 /// Form of a supervised or memorised answer.
@@ -71,6 +122,9 @@ pub enum TargetTemplate {
     Answer,
     /// The rationale in `<think>` tags, the answer in `<answer>` tags.
     Tags,
+    /// As `tags`, behind a summary of what is asked in `<summary>` and what the picture shows in `<caption>`: the row's
+    /// `meta.summary` and `meta.caption`, or else its question and facts.
+    Caption,
     /// The answer as it stands, without any mark.
     Bare,
     /// What `foveate sample` kept, word for word (`meta.completion`); rows without it as `cot`.
@@ -80,7 +134,8 @@ pub enum TargetTemplate {
 impl TargetConfig {
     /// Whether the target begins with the row's rationale.
     pub fn has_rationale(&self) -> bool {
-        matches!(self.template, TargetTemplate::Cot | TargetTemplate::Tags | TargetTemplate::Completion)
+        use TargetTemplate::{Caption, Completion, Cot, Tags};
+        matches!(self.template, Cot | Tags | Caption | Completion)
     }
 
     /// The beginning of an answer whose reasoning is given up to here; nothing for none. White space at its end is the
@@ -89,7 +144,7 @@ impl TargetConfig {
         let part = rationale.trim();
         match self.template {
             _ if part.is_empty() => String::new(),
-            TargetTemplate::Tags => format!("<think>{part}"),
+            TargetTemplate::Tags | TargetTemplate::Caption => format!("<think>{part}"),
             _ => part.to_string(),
         }
     }
@@ -101,10 +156,21 @@ impl TargetConfig {
             TargetTemplate::Cot if !rationale.is_empty() => format!("{rationale}\nAnswer: {answer}"),
             TargetTemplate::Completion => match row.meta.get("completion").and_then(|text| text.as_str()) {
                 Some(text) => text.to_string(),
-                None => Self { template: TargetTemplate::Cot }.text(row),
+                None => Self { template: TargetTemplate::Cot, ..*self }.text(row),
             },
             TargetTemplate::Cot | TargetTemplate::Answer => format!("Answer: {answer}"),
             TargetTemplate::Tags => format!("<think>{rationale}</think><answer>{answer}</answer>"),
+            TargetTemplate::Caption => {
+                let own = |key: &str, otherwise: &str| match row.meta.get(key).and_then(|text| text.as_str()) {
+                    Some(text) if !text.trim().is_empty() => text.trim().to_string(),
+                    _ => otherwise.trim().to_string(),
+                };
+                let (summary, caption) = (own("summary", &row.question), own("caption", &row.facts));
+                format!(
+                    "<summary>{summary}</summary><caption>{caption}</caption><think>{rationale}</think>\
+                     <answer>{answer}</answer>"
+                )
+            }
             TargetTemplate::Bare => answer,
         }
     }

@@ -363,6 +363,7 @@ mod tests {
                     ids: vec![7; *tokens],
                     logprob: vec![0.0; *tokens],
                     entropy: vec![0.0; *tokens],
+                    drawn_logprob: vec![0.0; *tokens],
                     finish: if *cut { FinishReason::Length } else { FinishReason::Stop },
                 },
                 text: text.to_string(),

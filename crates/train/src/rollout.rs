@@ -18,6 +18,11 @@ pub struct SamplingConfig {
     /// Divides the logits. 1 explores as the model is; below 0.7 groups become alike and carry little signal. 0 takes
     /// the likeliest token always, for evaluation only.
     pub temperature: f32,
+    /// The temperature that log-probabilities, entropy and KL refer to, if not that of the draw. Leave it out: answers
+    /// are then scored as they were drawn. Reason-RFT draws at 0.9 and scores at 1, which is mildly off-policy;
+    /// `rule.mismatch` can correct for it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub logprob_temperature: Option<f32>,
     /// Longest answer in tokens, end token included. Twice the length of a good answer is plenty; answers that run
     /// into it are counted as truncated.
     pub max_new_tokens: u32,
@@ -32,7 +37,7 @@ pub struct SamplingConfig {
 
 impl Default for SamplingConfig {
     fn default() -> Self {
-        Self { temperature: 1.0, max_new_tokens: 64, top_p: 1.0, top_k: 0, min_p: 0.0 }
+        Self { temperature: 1.0, logprob_temperature: None, max_new_tokens: 64, top_p: 1.0, top_k: 0, min_p: 0.0 }
     }
 }
 
@@ -46,6 +51,8 @@ impl SamplingConfig {
     pub fn problem(&self) -> Option<String> {
         if !(self.temperature >= 0.0 && self.temperature.is_finite()) {
             Some(format!("sampling.temperature = {} must be 0 or more", self.temperature))
+        } else if self.logprob_temperature.is_some_and(|at| !(at > 0.0 && at.is_finite())) {
+            Some("sampling.logprob_temperature must be above 0".to_string())
         } else if self.max_new_tokens == 0 {
             Some("sampling.max_new_tokens must be at least 1".to_string())
         } else if !(self.top_p > 0.0 && self.top_p <= 1.0) {
@@ -62,10 +69,22 @@ impl SamplingConfig {
         self.top_p < 1.0 || self.top_k > 0 || self.min_p > 0.0
     }
 
+    /// The temperature that log-probabilities refer to (1 when greedy).
+    pub fn scored_at(&self) -> f32 {
+        let own = if self.temperature > 0.0 { self.temperature } else { 1.0 };
+        self.logprob_temperature.unwrap_or(own)
+    }
+
+    /// Whether answers are drawn from another distribution than the one that their log-probabilities refer to.
+    pub fn is_off_policy(&self) -> bool {
+        self.is_truncated() || self.scored_at() != self.temperature
+    }
+
     /// The same with the ids that the model's tokenizer asks for.
     pub fn spec(&self, prompter: &Prompter) -> SamplingSpec {
         SamplingSpec {
             temperature: self.temperature,
+            logprob_temperature: self.logprob_temperature,
             top_p: self.top_p,
             top_k: self.top_k,
             min_p: self.min_p,

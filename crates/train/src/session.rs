@@ -113,7 +113,7 @@ pub struct Controls {
     pub unknown: UnknownWatch,
     /// Rewards that were constant so far.
     pub constant: ConstantWatch,
-    /// Requests to judges so far, by reward.
+    /// Requests to language models so far, over all stages, by the name of the reward or helper.
     pub calls: BTreeMap<String, u64>,
     /// The watched metric, newest last.
     pub history: VecDeque<f64>,
@@ -308,7 +308,9 @@ impl<'a> Session<'a> {
             }
             self.policy.set_trainable(stage.train);
             self.optim = AdamW::new(&self.policy);
-            self.controls = Controls::new(stage);
+            // Budgets are those of the run.
+            let calls = std::mem::take(&mut self.controls.calls);
+            self.controls = Controls { calls, ..Controls::new(stage) };
             if stage.needs_reference() && stage.reference == Reference::StageStart && self.stage > 0 {
                 self.keep_weights(STAGE_START)?;
             }

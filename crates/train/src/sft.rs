@@ -36,7 +36,7 @@ pub fn run_stage(session: &mut Session) -> Result<StageEnd, TrainError> {
         let places = (first..end).map(|position| order.row_at(position)).collect();
         let examples = lessons_at(&session.prompter, stage, &rows, places)?;
         session.controls.position = end;
-        let supervised = supervised(&examples);
+        let supervised = supervised(&examples, stage);
         let counts = count_supervised(&supervised, rule.count);
         let batches = pack_supervised(&supervised, &counts, &options)?;
         let learned = learn(session, &batches, &rule, 0, &mut gradients)?;
@@ -81,10 +81,11 @@ pub fn lessons_at(
 }
 
 /// Examples as packing takes them.
-pub fn supervised(examples: &[Example]) -> Vec<SupervisedRow<'_>> {
+pub fn supervised<'e>(examples: &'e [Example], stage: &Stage) -> Vec<SupervisedRow<'e>> {
+    let inv_temperature = 1.0 / stage.temperatures().target;
     examples
         .iter()
-        .map(|example| SupervisedRow { prompt: &example.prompt, target: &example.target, weight: 1.0 })
+        .map(|example| SupervisedRow { prompt: &example.prompt, target: &example.target, weight: 1.0, inv_temperature })
         .collect()
 }
 

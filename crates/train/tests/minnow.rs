@@ -58,6 +58,7 @@ fn greedy_answers_equal_those_of_transformers() {
         .collect();
     let spec = SamplingSpec {
         temperature: 0.0,
+        logprob_temperature: None,
         top_p: 1.0,
         top_k: 0,
         min_p: 0.0,

@@ -10,7 +10,7 @@ use foveate_train::study;
 fn recipes() -> Vec<PathBuf> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../recipes");
     let mut files = Vec::new();
-    for folder in [folder.clone(), folder.join("ci"), folder.join("arithmetic")] {
+    for folder in [folder.clone(), folder.join("ci"), folder.join("arithmetic"), folder.join("relatives")] {
         for entry in std::fs::read_dir(folder).expect("a folder of recipes") {
             let path = entry.expect("an entry").path();
             if path.extension().is_some_and(|extension| extension == "toml") {
@@ -25,7 +25,7 @@ fn recipes() -> Vec<PathBuf> {
 #[test]
 fn recipes_resolve_to_recipes() {
     let files = recipes();
-    assert!(files.len() >= 20, "{files:?}");
+    assert!(files.len() >= 55, "{files:?}");
     for file in files {
         // The built-in model may not be part of this build; what is tested here does not depend on it.
         let sets = ["model={ new = {} }".to_string()];

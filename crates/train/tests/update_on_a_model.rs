@@ -40,8 +40,17 @@ fn prompts(policy: &Policy) -> Vec<PromptInput> {
 }
 
 fn sample(policy: &mut Policy, prompts: &[PromptInput]) -> Vec<Vec<Sampled>> {
+    sample_scored_at(policy, prompts, None)
+}
+
+fn sample_scored_at(
+    policy: &mut Policy,
+    prompts: &[PromptInput],
+    logprob_temperature: Option<f32>,
+) -> Vec<Vec<Sampled>> {
     let spec = SamplingSpec {
         temperature: 0.9,
+        logprob_temperature,
         top_p: 1.0,
         top_k: 0,
         min_p: 0.0,
@@ -119,7 +128,6 @@ fn the_gradient_does_not_depend_on_the_layout() {
                 scored: &scored[g],
                 plan: &plans[g],
                 target: Some(&target),
-                trainer_logprob: None,
             })
             .collect();
         let temperatures = Temperatures { sampled: 0.9, target: 1.0 };
@@ -162,7 +170,6 @@ fn bf16_agrees_with_its_sampler_too() {
             scored: &scored[g],
             plan: &plans[g],
             target: Some(&[40, 5]),
-            trainer_logprob: None,
         })
         .collect();
     let groups = assemble(&groups, &rule, Temperatures { sampled: 0.9, target: 1.0 }).expect("assembles");
@@ -183,7 +190,7 @@ fn supervised_rows_share_and_are_learned() {
     let rows: Vec<SupervisedRow> = [&first, &second, &first]
         .iter()
         .zip(&targets)
-        .map(|(prompt, target)| SupervisedRow { prompt, target, weight: 1.0 })
+        .map(|(prompt, target)| SupervisedRow { prompt, target, weight: 1.0, inv_temperature: 1.0 })
         .collect();
     let rule = rule("kind = 'sft'");
     let counts = count_supervised(&rows, rule.count);
@@ -206,4 +213,103 @@ fn supervised_rows_share_and_are_learned() {
         adamw_step(policy.master_mut(), &g.flat, &mut m, &mut v, 3e-3, 0.9, 0.999, 1e-8, 0.0, step, 1.0);
     }
     assert!(losses[8] < 0.6 * losses[0], "{losses:?}");
+}
+
+/// Groups of one rule, packed as they are trained.
+fn packed(
+    prompts: &[PromptInput],
+    sampled: &[Vec<Sampled>],
+    rule: &Rule,
+    temperatures: Temperatures,
+) -> Vec<TokenBatch> {
+    let (scored, plans) = plans(sampled, rule);
+    let groups: Vec<StepGroup> = (0..3)
+        .map(|g| StepGroup {
+            prompt: &prompts[g],
+            sampled: sampled[g].iter().collect(),
+            scored: &scored[g],
+            plan: &plans[g],
+            target: Some(&[40, 41, 5]),
+        })
+        .collect();
+    let groups = assemble(&groups, rule, temperatures).expect("assembles");
+    let options = PackOptions::new(rule, 7, 100_000, Arc::from([1u32]));
+    pack(&groups, &count(&groups, rule.count), &options).expect("packs")
+}
+
+/// Slope of the reported loss along the gradient, by central differences of all weights at once, over that gradient's
+/// own length squared: 1 if the gradient is that of the loss.
+fn slope_over_gradient(policy: &mut Policy, rule: &Rule, batches: &mut [TokenBatch]) -> f64 {
+    let (direction, _) = gradients(policy, rule, batches);
+    let size: f64 = direction.flat.iter().map(|g| f64::from(*g).powi(2)).sum();
+    assert!(size > 0.0);
+    let step = 1e-3 / size.sqrt();
+    let moved = |policy: &mut Policy, by: f64| {
+        for (weight, slope) in policy.master_mut().iter_mut().zip(&direction.flat) {
+            *weight += (by * f64::from(*slope)) as f32;
+        }
+    };
+    let kept = policy.master().to_vec();
+    moved(policy, step);
+    let up = gradients(policy, rule, batches).1.loss();
+    policy.master_mut().copy_from_slice(&kept);
+    moved(policy, -step);
+    let down = gradients(policy, rule, batches).1.loss();
+    policy.master_mut().copy_from_slice(&kept);
+    (up - down) / (2.0 * step) / size
+}
+
+#[test]
+fn answers_may_be_scored_at_another_temperature_than_they_are_drawn_at() {
+    let mut policy = policy(Precision::F32);
+    let prompts = prompts(&policy);
+    let plain = sample(&mut policy, &prompts);
+    let sampled = sample_scored_at(&mut policy, &prompts, Some(1.0));
+    for (a, b) in plain.iter().flatten().zip(sampled.iter().flatten()) {
+        assert_eq!((&a.ids, &a.logprob), (&b.ids, &b.drawn_logprob), "the draw is the same");
+        assert_ne!(b.logprob, b.drawn_logprob);
+    }
+    let off = rule("kind = 'grpo'\nclip = [0.9, 9.0]");
+    let at_one = Temperatures { sampled: 1.0, target: 1.0 };
+    let mut batches = packed(&prompts, &sampled, &off, at_one);
+    let (at_start, stats) = gradients(&mut policy, &off, &mut batches);
+    assert_eq!(stats.gap.max_abs, 0.0, "recorded at 1, trained at 1");
+    assert!((slope_over_gradient(&mut policy, &off, &mut batches) - 1.0).abs() < 0.02);
+    let mut wrong = packed(&prompts, &sampled, &off, Temperatures { sampled: 0.9, target: 1.0 });
+    assert!(gradients(&mut policy, &off, &mut wrong).1.gap.max_abs > 1e-3);
+
+    // Corrected: every token counts by what it is worth at 1 over how it was drawn at 0.9.
+    let corrected = rule("kind = 'grpo'\nclip = [0.9, 9.0]\nmismatch = { mode = 'token_truncate' }");
+    let mut weighted = packed(&prompts, &sampled, &corrected, at_one);
+    let of_sampled = |batches: &[TokenBatch]| -> Vec<f32> {
+        batches.iter().flat_map(|b| b.weight.iter().zip(&b.injected).filter(|(_, i)| !**i).map(|(w, _)| *w)).collect()
+    };
+    let drawn: Vec<&Sampled> = [0, 1, 2, 3].map(|i| &sampled[0][i]).to_vec();
+    let ratios = drawn.iter().flat_map(|s| s.logprob.iter().zip(&s.drawn_logprob).map(|(l, d)| (l - d).exp().min(2.0)));
+    for ((with, without), ratio) in of_sampled(&weighted).iter().zip(of_sampled(&batches)).zip(ratios) {
+        assert!((with - without * ratio).abs() < 1e-6 * without, "{with} for {without} times {ratio}");
+    }
+    let (got, _) = gradients(&mut policy, &corrected, &mut weighted);
+    assert!(apart(&at_start, &got) > 1e-3);
+    assert!((slope_over_gradient(&mut policy, &corrected, &mut weighted) - 1.0).abs() < 0.02);
+}
+
+#[test]
+fn targets_have_a_temperature_of_their_own() {
+    let mut policy = policy(Precision::F32);
+    let prompts = prompts(&policy);
+    let target = [40u32, 41, 5];
+    let rule = rule("kind = 'sft'");
+    let loss_at = |policy: &mut Policy, inv_temperature: f32| {
+        let rows = [SupervisedRow { prompt: &prompts[1], target: &target, weight: 1.0, inv_temperature }];
+        let options = PackOptions::new(&rule, 16, 100_000, Arc::from([]));
+        let mut batches = pack_supervised(&rows, &count_supervised(&rows, rule.count), &options).expect("packs");
+        let slope = slope_over_gradient(policy, &rule, &mut batches);
+        (gradients(policy, &rule, &mut batches).1.loss(), slope)
+    };
+    let (at_one, slope) = loss_at(&mut policy, 1.0);
+    assert!((slope - 1.0).abs() < 0.02, "{slope}");
+    let (at_half, slope) = loss_at(&mut policy, 2.0);
+    assert!((slope - 1.0).abs() < 0.02, "{slope}");
+    assert!((at_one - at_half).abs() > 1e-3, "{at_one} and {at_half}");
 }

@@ -116,11 +116,12 @@ impl Gold {
                 let parsed = expression::parse(&written, &units);
                 GoldValue::Expression(Box::new(parsed.ok_or_else(|| bad("not an expression that can be compared"))?))
             }
-            Answer::Text(one) if one.trim().is_empty() => return Err(bad("empty text")),
+            // Punctuation alone would never be equal to anything.
+            Answer::Text(one) if !options.text.has_content(one) => return Err(bad("empty text")),
             Answer::Text(one) => GoldValue::Texts(vec![super::clean::clean(one)]),
             Answer::Member(many) => {
                 let many: Vec<_> =
-                    many.iter().map(|t| super::clean::clean(t)).filter(|t| !t.trim().is_empty()).collect();
+                    many.iter().map(|t| super::clean::clean(t)).filter(|t| options.text.has_content(t)).collect();
                 if many.is_empty() {
                     return Err(bad("no accepted text"));
                 }

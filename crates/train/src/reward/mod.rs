@@ -391,6 +391,20 @@ mod tests {
     }
 
     #[test]
+    fn what_can_be_read_may_be_worth_something() {
+        let rewards =
+            rewards("rewards = [ { kind = 'accuracy' }, { kind = 'parsable', weight = 0.2, wrong_only = true } ]");
+        let row = row(Answer::Number("5".into()));
+        let totals: Vec<Option<f32>> = score_texts(&rewards, &row, &["Answer: 5", "Answer: 7", "Answer: many", "5"])
+            .iter()
+            .map(|scored| scored.total)
+            .collect();
+        assert_eq!(totals, [Some(1.0), Some(0.2), Some(0.0), Some(0.0)]);
+        let without = vec![RewardSpec::Parsable(spec::ParsableSpec::default())];
+        assert!(matches!(Rewards::new(without, Unknown::Leave, 8), Err(RewardError::Gate { .. })));
+    }
+
+    #[test]
     fn a_box_format_needs_a_box() {
         let rewards = rewards("rewards = [ { kind = 'format_tags' }, { kind = 'format_box' } ]");
         let error = rewards.check_row(&row(Answer::YesNo(true)), None).expect_err("yes is no box");

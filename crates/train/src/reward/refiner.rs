@@ -27,6 +27,10 @@ pub struct RefinerSpec {
     /// language model reads it as a description of the form. Short templates suit small models.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub template: Option<String>,
+    /// Asks the writer once per row what the picture shows, as a list read out of facts or rationale, and rewrites from
+    /// the list. The checker's `elements` and this share their lists.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub elements: bool,
     /// Whether answers whose reasoning the checker graded `high` may bring a better template. Needs a writer.
     pub learn_template: bool,
 }
@@ -48,7 +52,7 @@ pub struct Refiner {
 impl Refiner {
     /// Nothing is written yet.
     pub fn new(spec: &RefinerSpec, around: &Surroundings) -> Result<Self, SetupError> {
-        Ok(Self { writer: spec.writer.as_ref().map(|chat| Writer::new(chat, around)).transpose()? })
+        Ok(Self { writer: spec.writer.as_ref().map(|chat| Writer::new(chat, spec.elements, around)).transpose()? })
     }
 
     /// New reasoning for each row; a failure of the language model leaves that row to its old reasoning.
@@ -69,6 +73,7 @@ impl Refiner {
     pub fn learn(&self, store: &mut TemplateStore, thought: &str) -> Result<bool, Failure> {
         let Some(writer) = &self.writer else { return Ok(false) };
         let Some(candidate) = writer.propose(thought)? else { return Ok(false) };
+        store.proposed += 1;
         let (version, stored) = store.read();
         if candidate == stored || !writer.is_better(stored, &candidate)? {
             return Ok(false);
@@ -143,7 +148,7 @@ fn fill(line: &str, slots: &[(&str, &str)]) -> String {
 pub struct TemplateStore {
     version: u64,
     text: String,
-    /// Templates proposed.
+    /// Templates proposed, those included that were not found better.
     pub proposed: u64,
     /// Templates accepted.
     pub accepted: u64,
@@ -164,7 +169,6 @@ impl TemplateStore {
 
     /// Replaces the template if it is still the version that the candidate was compared with.
     pub fn replace(&mut self, compared_version: u64, candidate: String) -> bool {
-        self.proposed += 1;
         if compared_version != self.version {
             self.lost_races += 1;
             return false;
@@ -206,6 +210,6 @@ mod tests {
         let (version, _) = store.read();
         assert!(store.replace(version, "a".into()));
         assert!(!store.replace(version, "b".into()));
-        assert_eq!((store.read(), store.proposed, store.accepted, store.lost_races), ((1, "a"), 2, 1, 1));
+        assert_eq!((store.read(), store.proposed, store.accepted, store.lost_races), ((1, "a"), 0, 1, 1));
     }
 }

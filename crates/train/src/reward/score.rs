@@ -5,7 +5,7 @@ use super::accuracy::{self, Gold};
 use super::clean::clean;
 use super::format::{self, FlagShape};
 use super::spec::{Against, Gate, LengthUnit, RewardSpec};
-use super::{Group, RewardError, Rewards, Scored, Unknown, Verdict, extract, remote, terms, thinking};
+use super::{Group, RewardError, Rewards, Scored, Status, Unknown, Verdict, extract, remote, terms, thinking};
 
 /// A score above this is a success wherever a term asks only whether an answer is right.
 const SUCCESS: f32 = 0.5;
@@ -20,7 +20,7 @@ pub(super) fn group(rewards: &Rewards, group: &Group<'_>, step: u64) -> Result<V
     let mut external = 0;
     let mut columns = Vec::with_capacity(rewards.specs.len());
     for spec in &rewards.specs {
-        columns.push(term(spec, rewards, group, &texts, &accuracy, step, &mut external));
+        columns.push(term(spec, rewards, group, &texts, &accuracy, verdicts.as_deref(), step, &mut external));
     }
     let mut scored = Vec::with_capacity(texts.len());
     for index in 0..texts.len() {
@@ -61,6 +61,7 @@ fn term(
     group: &Group<'_>,
     texts: &[String],
     accuracy: &[Option<f32>],
+    verdicts: Option<&[Verdict]>,
     step: u64,
     external: &mut usize,
 ) -> Vec<Option<f32>> {
@@ -70,6 +71,14 @@ fn term(
     let correct = || accuracy.iter().map(|a| a.map(|a| a > SUCCESS));
     match spec {
         RewardSpec::Accuracy(_) => accuracy.to_vec(),
+        RewardSpec::Parsable(s) => verdicts
+            .unwrap_or_default()
+            .iter()
+            .map(|verdict| {
+                let paid = verdict.status == Status::Ok && !(s.wrong_only && verdict.score > SUCCESS);
+                Some(flag(paid))
+            })
+            .collect(),
         RewardSpec::FormatTags(s) => each(&|text| flag(format::tags(text, s.form, s.compat))),
         RewardSpec::FormatFlag(s) => {
             let min_think = s.min_think.unwrap_or(usize::from(s.compat.is_none()));

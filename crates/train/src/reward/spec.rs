@@ -18,6 +18,8 @@ use super::{Compat, RewardError};
 pub enum RewardSpec {
     /// Is the final answer right? The verifier follows from the type of the row's answer.
     Accuracy(AccuracySpec),
+    /// Can the final answer be read at all, right or wrong? R3 pays 0.2 for it.
+    Parsable(ParsableSpec),
     /// Is the completion one think block and one answer block?
     FormatTags(FormatTagsSpec),
     /// Is there some reasoning and then exactly one `Answer:`?
@@ -89,6 +91,14 @@ spec! {
         compat: Option<Compat> = None,
         /// Options by answer type.
         verify: VerifyOptions = VerifyOptions::default(),
+    }
+}
+
+spec! {
+    /// Settings of `parsable`.
+    ParsableSpec {
+        /// Pays for wrong answers only, so that a right one earns what `accuracy` gives and no more.
+        wrong_only: bool = false,
     }
 }
 
@@ -228,6 +238,9 @@ spec! {
     CheckerSpec {
         /// The language model that grades; without it the grade comes from words shared with `against`.
         judge: Option<ChatSpec> = None,
+        /// Asks the judge once per row what the picture shows, as a list read out of facts or rationale, and grades
+        /// against the list. Worth it where facts are prose or missing; the worlds' facts are lists already.
+        elements: bool = false,
         /// Where the judge fails.
         fallback: Fallback = Fallback::Unknown,
         /// What the local grade compares with.
@@ -301,6 +314,7 @@ impl RewardSpec {
     fn common(&self) -> (f32, Gate) {
         match self {
             RewardSpec::Accuracy(s) => (s.weight, s.gate),
+            RewardSpec::Parsable(s) => (s.weight, s.gate),
             RewardSpec::FormatTags(s) => (s.weight, s.gate),
             RewardSpec::FormatFlag(s) => (s.weight, s.gate),
             RewardSpec::FormatBox(s) => (s.weight, s.gate),
@@ -331,6 +345,7 @@ impl RewardSpec {
     pub fn name(&self) -> &str {
         match self {
             RewardSpec::Accuracy(_) => "accuracy",
+            RewardSpec::Parsable(_) => "parsable",
             RewardSpec::FormatTags(_) => "format_tags",
             RewardSpec::FormatFlag(_) => "format_flag",
             RewardSpec::FormatBox(_) => "format_box",
@@ -405,7 +420,7 @@ pub fn check(specs: &[RewardSpec]) -> Result<(), RewardError> {
             return Err(RewardError::Gate { name: name.to_string(), needs });
         }
         let needs_accuracy = match spec {
-            RewardSpec::Length(_) | RewardSpec::Dylr(_) => true,
+            RewardSpec::Length(_) | RewardSpec::Dylr(_) | RewardSpec::Parsable(_) => true,
             RewardSpec::Repetition(s) => s.wrong_only,
             _ => false,
         };
@@ -415,6 +430,9 @@ pub fn check(specs: &[RewardSpec]) -> Result<(), RewardError> {
         let refuse = |option: &'static str| move |why: &'static str| RewardError::Option { option, why };
         match spec {
             RewardSpec::Accuracy(accuracy) => accuracy.verify.check()?,
+            RewardSpec::Checker(CheckerSpec { judge: None, elements: true, .. }) => {
+                return Err(refuse("elements")("are listed by a language model: set judge as well"));
+            }
             RewardSpec::Checker(CheckerSpec { judge: Some(chat), .. }) => chat.check().map_err(refuse("judge"))?,
             RewardSpec::Judge(judge) => {
                 judge.chat.check().map_err(refuse("chat"))?;

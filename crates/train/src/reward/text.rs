@@ -16,6 +16,13 @@ pub struct TextOptions {
     pub articles: bool,
 }
 
+impl TextOptions {
+    /// Whether anything is left of a gold when it is compared.
+    pub fn has_content(&self, gold: &str) -> bool {
+        !form(gold, self).is_empty()
+    }
+}
+
 /// How two texts are compared.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]

@@ -239,7 +239,7 @@ fn reference_of(parts: &mut Parts, session: &mut Session, groups: &[Group]) -> R
 /// Log-probabilities of all sampled answers under the reference, answer by answer.
 fn reference_logprobs(parts: &mut Parts, session: &mut Session, groups: &[Group]) -> Result<Vec<Vec<f32>>, TrainError> {
     let stage = session.current();
-    let inv_temperature = 1.0 / stage.sampling.temperature;
+    let inv_temperature = 1.0 / stage.sampling.scored_at();
     let packed: Vec<pack::PackGroup> = groups
         .iter()
         .map(|group| pack::PackGroup {

@@ -5,6 +5,7 @@ mod gather;
 mod tell;
 mod update;
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -14,6 +15,7 @@ use crate::data::{Dataset, Order, Questions};
 use crate::error::TrainError;
 use crate::frozen::Frozen;
 use crate::reward::refiner::Refiner;
+use crate::reward::remote::writer::Writer;
 use crate::reward::remote::{Outside, Surroundings};
 use crate::reward::{RewardSpec, Rewards};
 use crate::session::{Event, Session, StageEnd};
@@ -67,13 +69,14 @@ pub fn run_stage(session: &mut Session) -> Result<StageEnd, TrainError> {
         let dropped = drop_silent(session, kept, &mut plans);
 
         let updating = Instant::now();
-        let targets = update::targets(session, &parts, kept, &plans)?;
+        let (targets, refined) = update::targets(session, &parts, kept, &plans)?;
         let lesson = Lesson { kept, plans: &plans, targets: &targets, share, shown, dropped: &dropped };
         let update = learn_step(session, &mut parts, &lesson)?;
         update::learn_template(session, &parts, kept);
         let update_secs = updating.elapsed().as_secs_f64();
 
         let mut metrics = tell::step_metrics(session, &parts, &gathered, &plans, &update);
+        metrics.extend(tell::refiner_metrics(session, &parts, refined));
         metrics.insert("time/sample_secs".into(), sample_secs);
         metrics.insert("time/update_secs".into(), update_secs);
         if stage.mix.is_some() {
@@ -82,11 +85,27 @@ pub fn run_stage(session: &mut Session) -> Result<StageEnd, TrainError> {
         tell::write_samples(session, &parts, kept, &plans, &targets)?;
         tell::watch_rewards(session, &parts, &gathered)?;
         session.controls.after(&parts.rule, &update.all, gathered.num_answers as u64);
-        session.controls.calls = parts.outside.calls();
+        session.controls.calls.extend(parts.calls());
         let num_tokens = gathered.num_tokens + update.num_shown_tokens;
         if let Some(end) = session.end_step(metrics, num_tokens)? {
             return Ok(end);
         }
+    }
+}
+
+/// Under which name the refiner's requests are counted; no reward can be called so.
+const REFINER: &str = "(refiner)";
+
+impl Parts {
+    fn writer(&self) -> Option<&Writer> {
+        self.refiner.as_ref()?.writer()
+    }
+
+    /// Requests to language models so far.
+    fn calls(&self) -> BTreeMap<String, u64> {
+        let mut calls = self.outside.calls();
+        calls.extend(self.writer().map(|writer| (REFINER.to_string(), writer.chat().calls())));
+        calls
     }
 }
 
@@ -105,19 +124,26 @@ fn open(session: &mut Session) -> Result<Parts, TrainError> {
     for warning in rule.warnings() {
         (session.watch)(Event::Remark(warning.to_string()));
     }
-    if stage.sampling.is_truncated() {
-        let text = "top_p, top_k or min_p is on: log-probabilities still refer to the whole distribution";
+    if stage.sampling.is_off_policy() {
+        let text = "answers are drawn from another distribution (temperature, top_p, top_k, min_p) than the one that is \
+                    scored and trained: see rollout/sampler_kl and rollout/sampler_ess";
         (session.watch)(Event::Remark(text.to_string()));
     }
     let around = Surroundings { base: base.clone(), folder: Some(session.folder.clone()) };
     let mut outside = Outside::new(&stage.rewards, &around)?;
     outside.set_calls(&session.controls.calls);
+    let refiner = stage.refiner.as_ref().map(|spec| Refiner::new(spec, &around)).transpose()?;
+    if let (Some(writer), Some(calls)) =
+        (refiner.as_ref().and_then(Refiner::writer), session.controls.calls.get(REFINER))
+    {
+        writer.chat().set_calls(*calls);
+    }
     Ok(Parts {
         dataset,
         questions,
         rewards: Rewards::new(stage.rewards.clone(), stage.unknown, stage.sampling.max_new_tokens as usize)?,
         outside,
-        refiner: stage.refiner.as_ref().map(|spec| Refiner::new(spec, &around)).transpose()?,
+        refiner,
         selector: stage.selector.resolve(),
         rule,
         reference: session.reference()?,

@@ -5,12 +5,13 @@ use std::collections::BTreeMap;
 
 use super::Parts;
 use super::gather::{Gathered, Kept};
-use super::update::{Targets, Update};
+use super::update::{Refined, Targets, Update};
 use crate::error::TrainError;
 use crate::eval::finish_name;
 use crate::report::records::{AnswerRecord, SampleRecord};
 use crate::reward::remote::FailureKind;
 use crate::session::{Event, Session};
+use crate::update::mismatch::Gap;
 use crate::update::statistics::{self, GroupRecord};
 use crate::update::{GroupPlan, Mode};
 
@@ -49,6 +50,21 @@ pub fn step_metrics(
         metrics.insert("rollout/logprob_gap_kl".into(), gap.kl());
         metrics.insert("rollout/logprob_gap_ess".into(), gap.effective_share());
     }
+    if session.current().sampling.is_off_policy() {
+        let mut gap = Gap::default();
+        for sampled in kept.iter().flat_map(|kept| kept.group.rollouts.iter().map(|rollout| &rollout.sampled)) {
+            for (scored, drawn) in sampled.logprob.iter().zip(&sampled.drawn_logprob) {
+                gap.add(f64::from(*scored), f64::from(*drawn));
+            }
+        }
+        if gap.count > 0 {
+            metrics.insert("rollout/sampler_gap_mean".into(), gap.mean_abs());
+            metrics.insert("rollout/sampler_gap_max".into(), gap.max_abs);
+            metrics.insert("rollout/sampler_kl".into(), gap.kl());
+            metrics.insert("rollout/sampler_chi_square".into(), gap.chi_square());
+            metrics.insert("rollout/sampler_ess".into(), gap.effective_share());
+        }
+    }
     metrics.insert("update/num_sequences".into(), update.counts.num_sequences as f64);
     metrics.insert("update/num_trained_tokens".into(), update.counts.num_tokens as f64);
     if let Some(learned) = update.last {
@@ -78,6 +94,24 @@ pub fn step_metrics(
             let count = gathered.failures.get(&kind).copied().unwrap_or(0);
             metrics.insert(format!("helper/{}", kind.name()), count as f64);
         }
+    }
+    metrics
+}
+
+/// What the refiner did, and its template; nothing where there is none.
+pub fn refiner_metrics(session: &Session, parts: &Parts, refined: Refined) -> BTreeMap<String, f64> {
+    let mut metrics = BTreeMap::new();
+    let Some(refiner) = &parts.refiner else { return metrics };
+    metrics.insert("refiner/num_written".to_string(), refined.written as f64);
+    metrics.insert("refiner/num_failed".to_string(), refined.failed as f64);
+    let elements = refiner.writer().and_then(|writer| writer.elements());
+    let failed = elements.map_or(0, |elements| elements.num_failed()) + parts.outside.num_failed_elements();
+    metrics.insert("elements/num_failed".to_string(), failed as f64);
+    if session.current().refiner.as_ref().is_some_and(|spec| spec.learn_template) {
+        let store = &session.controls.templates;
+        metrics.insert("templates/num_proposed".to_string(), store.proposed as f64);
+        metrics.insert("templates/num_accepted".to_string(), store.accepted as f64);
+        metrics.insert("templates/num_lost_races".to_string(), store.lost_races as f64);
     }
     metrics
 }

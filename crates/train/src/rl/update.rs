@@ -14,7 +14,7 @@ use crate::rollout::{self, Prompt, RowError};
 use crate::run::Stage;
 use crate::session::Session;
 use crate::sft::{Example, lessons_at, supervised};
-use crate::update::assemble::{StepGroup, Temperatures, assemble};
+use crate::update::assemble::{StepGroup, assemble};
 use crate::update::credit::{reward_to_go, token_rewards};
 use crate::update::kl::Place;
 use crate::update::pack::{self, PackAnswer, PackGroup, SupervisedRow};
@@ -60,13 +60,22 @@ pub struct Update {
 /// Tokens and words of the targets that the selector put in, by group.
 pub type Targets = Vec<Option<(Vec<u32>, String)>>;
 
+/// How the refiner fared in a step.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Refined {
+    /// Targets written anew.
+    pub written: usize,
+    /// Targets that kept their own reasoning because the language model failed.
+    pub failed: usize,
+}
+
 /// The targets of memorised groups, refined if the stage has a refiner.
 pub fn targets(
     session: &mut Session,
     parts: &Parts,
     kept: &[Kept],
     plans: &[GroupPlan],
-) -> Result<Targets, TrainError> {
+) -> Result<(Targets, Refined), TrainError> {
     let stage = session.current();
     let memorised: Vec<usize> = (0..kept.len()).filter(|index| plans[*index].target_slot.is_some()).collect();
     let refined = match &parts.refiner {
@@ -76,22 +85,29 @@ pub fn targets(
             refiner.rationales(&rows, session.controls.templates.read().1)
         }
     };
+    let mut told = Refined::default();
     let mut refined = refined.into_iter();
     let mut targets: Targets = vec![None; kept.len()];
     for index in memorised {
         let mut row = kept[index].group.prompt.row.clone();
-        // A refiner that failed leaves the row to its own reasoning.
-        if let Some(Ok(rationale)) = refined.next()
-            && !rationale.trim().is_empty()
-        {
-            row.rationale = rationale;
+        match refined.next() {
+            Some(Ok(rationale)) if !rationale.trim().is_empty() => {
+                told.written += 1;
+                row.rationale = rationale;
+            }
+            // It leaves the row to its own reasoning.
+            Some(Err(failure)) => {
+                told.failed += 1;
+                tracing::warn!("a target is not refined: {}", failure.detail);
+            }
+            Some(Ok(_)) | None => {}
         }
         let text = stage.target.text(&row);
         let ids = session.prompter.completion(&stage.prompt.conversation(&row), &text);
         let ids = ids.map_err(|source| RowError { row: row.id.clone(), source })?;
         targets[index] = Some((ids, text));
     }
-    Ok(targets)
+    Ok((targets, told))
 }
 
 /// Learns in `updates` optimiser steps of whole groups each. Parts that teach nothing make no step.
@@ -112,7 +128,7 @@ pub fn learn_step(session: &mut Session, parts: &mut Parts, lesson: &Lesson) -> 
     if stage.replay.is_some() {
         let chosen = replay(session, lesson, &mut current);
         prompts = prompts_of(&session.prompter, stage, parts, &chosen)?;
-        let inv_temperature = 1.0 / stage.sampling.temperature;
+        let inv_temperature = 1.0 / stage.sampling.scored_at();
         past = chosen
             .into_iter()
             .zip(&prompts)
@@ -124,7 +140,7 @@ pub fn learn_step(session: &mut Session, parts: &mut Parts, lesson: &Lesson) -> 
         update.num_replayed = past.len();
     }
     let examples = examples(session, parts, lesson.shown)?;
-    let shown = supervised(&examples);
+    let shown = supervised(&examples, stage);
     update.num_shown_tokens = examples.iter().map(|example| example.prompt.ids.len() + example.target.len()).sum();
 
     let max_len = stage.sampling.max_new_tokens as usize;
@@ -199,7 +215,7 @@ fn learn_queue(session: &mut Session, parts: &mut Parts, places: Vec<u64>) -> Re
     let places: Vec<usize> = places.into_iter().map(|place| place as usize).collect();
     let num_queued = places.len();
     let examples = lessons_at(&session.prompter, stage, &parts.dataset, places)?;
-    let shown = supervised(&examples);
+    let shown = supervised(&examples, stage);
     let options =
         PackOptions::new(&parts.rule, session.prompter.max_tokens(), stage.tokens_per_batch, parts.banned.clone());
     let batches = pack_examples(&shown, 1.0, &options, &parts.rule)?;
@@ -241,11 +257,10 @@ fn assemble_groups<'g>(
                 scored: &kept.scored,
                 plan: &lesson.plans[index],
                 target: lesson.targets[index].as_ref().map(|(ids, _)| ids.as_slice()),
-                trainer_logprob: None,
             }
         })
         .collect();
-    let temperatures = Temperatures { sampled: session.current().sampling.temperature, target: 1.0 };
+    let temperatures = session.current().temperatures();
     let mut groups = assemble(&step, &parts.rule, temperatures)?;
     if parts.rule.kl.place == Place::Tokens && parts.rule.beta != 0.0 {
         let kept = lesson.kept.iter().zip(lesson.dropped).filter(|(_, dropped)| !**dropped).map(|(kept, _)| kept);

@@ -151,7 +151,9 @@ fn targets(stage: &Stage, rewards: &Rewards, rows: &[Row]) -> Result<Result<Vec<
         if shaped == 0 && stage.target.has_rationale() && rows.iter().any(|row| !row.rationale.trim().is_empty()) {
             return Ok(Err((
                 format!("no target has the form that `{}` rewards: {:?}", spec.name(), shorten(&texts[0])),
-                "use format_flag with target.template = \"cot\", format_tags with \"tags\"".to_string(),
+                "use format_flag with target.template = \"cot\", format_tags with \"tags\", and its form = \"caption\" \
+                 with \"caption\""
+                    .to_string(),
             )));
         }
         if shaped < rows.len() {

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use foveate_model::{Precision, Trainable};
 use serde::Serialize;
 
-use crate::ask::{AskConfig, TargetConfig};
+use crate::ask::{AskConfig, TargetConfig, TargetTemperature};
 use crate::checkpoint::CheckpointConfig;
 use crate::checkpoint::crc32c::crc32c;
 use crate::data::{self, Amount, DataError, Dataset, Sources, Take};
@@ -27,6 +27,7 @@ use crate::reward::watch::MaxUnknown;
 use crate::reward::{RewardSpec, Unknown};
 use crate::rollout::SamplingConfig;
 use crate::until::UntilSpec;
+use crate::update::assemble::Temperatures;
 use crate::update::difficulty::gate::DynamicSpec;
 use crate::update::difficulty::pools::PoolSpec;
 use crate::update::difficulty::start_state::StartStateSpec;
@@ -185,6 +186,16 @@ impl Stage {
             Some(MixSpec { data: Some(data), .. }) => data::open(data, base, seed).map(Some),
             Some(_) => self.open(base, seed).map(Some),
         }
+    }
+
+    /// The temperatures that log-probabilities of sampled answers and of targets refer to.
+    pub fn temperatures(&self) -> Temperatures {
+        let sampled = self.sampling.scored_at();
+        let target = match self.target.temperature {
+            TargetTemperature::At(temperature) => temperature,
+            TargetTemperature::Same => sampled,
+        };
+        Temperatures { sampled, target }
     }
 
     /// The metric that its end condition watches, if it has one.

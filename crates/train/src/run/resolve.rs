@@ -7,6 +7,7 @@ use foveate_model::{Trainable, peft};
 
 use super::check;
 use super::{Run, Stage, Start, TestData};
+use crate::ask::{TargetConfig, TargetTemperature, TargetTemplate};
 use crate::data;
 use crate::error::TrainError;
 use crate::lora::LoraConfig;
@@ -229,11 +230,19 @@ fn resolve_stage(
         return Err(wrong("none of the parts that have adapters is trained".into(), "compare [lora] with train"));
     }
     let selector: SelectorSpec = shared!(selector).unwrap_or_default();
-    if rule.mismatch.mode != MismatchMode::Off {
+    if rule.mismatch.mode != MismatchMode::Off && (supervised || !sampling.is_off_policy()) {
         return Err(wrong(
-            "rule.mismatch corrects for a foreign sampler, and there is none".into(),
-            "leave it out: the weights that sample are the weights that train",
+            "rule.mismatch corrects for answers that are drawn from another distribution than the trained one, and \
+             these are not"
+                .into(),
+            "leave it out, or set sampling.logprob_temperature, top_p, top_k or min_p",
         ));
+    }
+    let target: TargetConfig = shared!(target).unwrap_or_default();
+    if let TargetTemperature::At(at) = target.temperature
+        && !(at > 0.0 && at.is_finite())
+    {
+        return Err(wrong(format!("target.temperature = {at} must be above 0"), "1 is usual, \"same\" as published"));
     }
     let reference = stage.reference.unwrap_or_default();
     if reference == Reference::None && rule.kl.needs_reference() {
@@ -274,7 +283,7 @@ fn resolve_stage(
         steps,
         until,
         prompt: shared!(prompt).unwrap_or_default(),
-        target: shared!(target).unwrap_or_default(),
+        target,
         questions_per_step,
         answers_per_question,
         updates,
@@ -365,6 +374,9 @@ fn combine(stage: &Stage) -> Result<(), (String, String)> {
             .rewards
             .iter()
             .any(|reward| matches!(reward, RewardSpec::Checker(checker) if checker.judge.is_some()));
+        if refiner.elements && refiner.writer.is_none() {
+            return refuse("refiner.elements are listed by a language model", "set refiner.writer as well");
+        }
         if refiner.learn_template && !(judged && refiner.writer.is_some()) {
             return refuse(
                 "refiner.learn_template needs a language model that writes and one that grades",
@@ -376,6 +388,12 @@ fn combine(stage: &Stage) -> Result<(), (String, String)> {
         return refuse(
             "start_state gives the beginning of the reasoning, and target.template has none",
             "set target.template = \"cot\" or \"tags\"",
+        );
+    }
+    if stage.start_state.is_some() && stage.target.template == TargetTemplate::Caption {
+        return refuse(
+            "start_state gives the beginning of the reasoning, and a caption target begins with other parts",
+            "set target.template = \"tags\"",
         );
     }
     Ok(())

@@ -123,6 +123,7 @@ pub fn parse(body: &[u8], limits: &Limits) -> Result<ChatRequest, ApiError> {
         top_p: fields.number("top_p", 0.0, 1.0)?.map_or(usual.top_p, |p| p as f32),
         top_k: fields.whole("top_k", 0, 1 << 20)?.map_or(usual.top_k, |k| k as u32),
         min_p: fields.number("min_p", 0.0, 1.0)?.map_or(usual.min_p, |p| p as f32),
+        ..usual
     };
     if let Some(problem) = sampling.problem() {
         return Err(ApiError::invalid(problem.replace("sampling.", ""), None));

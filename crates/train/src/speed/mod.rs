@@ -161,6 +161,7 @@ fn sampling(
         (0..sequences).map(|i| PromptInput { ids: ids(vocabulary, prompt, i), ..PromptInput::default() }).collect();
     let spec = SamplingSpec {
         temperature: 1.0,
+        logprob_temperature: None,
         top_p: 1.0,
         top_k: 0,
         min_p: 0.0,

@@ -26,16 +26,14 @@ pub struct StepGroup<'a> {
     pub plan: &'a GroupPlan,
     /// The reference target, end token included; needed where the plan puts one in.
     pub target: Option<&'a [u32]>,
-    /// Log-probabilities of the answers under the trainer, where the sampler is another engine or stale.
-    pub trainer_logprob: Option<&'a [Vec<f32>]>,
 }
 
 /// Temperatures that log-probabilities refer to.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Temperatures {
-    /// Of sampled answers: the sampling temperature, unless a compat recipe scores at 1.
+    /// Of sampled answers: the temperature that their recorded log-probabilities refer to.
     pub sampled: f32,
-    /// Of injected targets: 1, because nothing was sampled.
+    /// Of injected targets: 1 unless the recipe says otherwise, because nothing was sampled.
     pub target: f32,
 }
 
@@ -88,19 +86,16 @@ pub fn assemble<'a>(
             let mut answer =
                 PackAnswer::sampled(sampled.ids.clone(), sampled.logprob.clone(), advantage, inv_temperature);
             answer.masked = is_masked(sampled, scored, rule);
-            if let Some(trainer) = group.trainer_logprob.and_then(|columns| columns.get(slot)) {
-                if trainer.len() != sampled.ids.len() {
+            if rule.mismatch.mode != MismatchMode::Off {
+                if sampled.drawn_logprob.len() != sampled.ids.len() {
                     return Err(UpdateError::Column {
-                        column: "trainer_logprob",
-                        have: trainer.len(),
+                        column: "drawn_logprob",
+                        have: sampled.drawn_logprob.len(),
                         need: sampled.ids.len(),
                     });
                 }
-                if rule.mismatch.mode != MismatchMode::Off {
-                    let weights = mismatch::weights(&rule.mismatch, trainer, &sampled.logprob);
-                    answer.factor = weights.into_iter().map(|w| w as f32).collect();
-                    answer.old_logprob = trainer.clone();
-                }
+                let weights = mismatch::weights(&rule.mismatch, &sampled.logprob, &sampled.drawn_logprob);
+                answer.factor = weights.into_iter().map(|w| w as f32).collect();
             }
             if let Some(threshold) = threshold {
                 let kept = mask::factors(&sampled.entropy, threshold);
@@ -131,6 +126,7 @@ mod tests {
             ids: ids.to_vec(),
             logprob: vec![-1.0; ids.len()],
             entropy: ids.iter().map(|id| *id as f32 / 10.0).collect(),
+            drawn_logprob: vec![-1.0; ids.len()],
             finish,
         }
     }
@@ -142,7 +138,7 @@ mod tests {
     #[test]
     fn targets_masks_and_corrections_reach_the_answers() {
         let prompt = PromptInput { ids: vec![1, 2], ..Default::default() };
-        let answers = [
+        let mut answers = [
             sampled(&[5, 6], FinishReason::Stop),
             sampled(&[7], FinishReason::Length),
             sampled(&[8, 1], FinishReason::Stop),
@@ -155,14 +151,14 @@ mod tests {
             target_slot: Some(0),
             queue_target: false,
         };
-        let trainer = vec![vec![-1.0; 2], vec![-1.0], vec![-1.0 + 2f32.ln(), -1.0], vec![-1.0]];
+        // The first token of the good answer was drawn with half of the probability that is trained.
+        answers[2].drawn_logprob[0] -= 2f32.ln();
         let group = StepGroup {
             prompt: &prompt,
             sampled: answers.iter().collect(),
             scored: &scores,
             plan: &plan,
             target: Some(&[3, 4, 2]),
-            trainer_logprob: Some(&trainer),
         };
         let rule: RuleSpec = toml::from_str(
             "mask = { truncated = true, from_stats = true, top_entropy = 0.5 }\nmismatch = { mode = 'token_truncate' }",
@@ -175,7 +171,7 @@ mod tests {
         assert!(target.injected && target.ids == [3, 4, 2] && target.inv_temperature == 1.0 && !target.masked);
         assert!(cut.masked && unknown.masked && !good.masked && good.inv_temperature == 2.0);
         assert!((good.factor[0] - 2.0).abs() < 1e-5 && good.factor[1] == 0.0, "{:?}", good.factor);
-        assert_eq!(good.old_logprob, trainer[2]);
+        assert_eq!(good.old_logprob, [-1.0, -1.0], "the ratio is that of two weights, whatever the draw was");
         let rewards = group_rewards(&scores, &group.sampled, &rule);
         assert_eq!(rewards.totals, [Some(0.0), None, Some(1.0), None]);
         let missing = StepGroup { target: None, ..group };

@@ -192,6 +192,8 @@ pub struct SupervisedRow<'a> {
     pub target: &'a [u32],
     /// Its advantage; 1 unless rows are weighted.
     pub weight: f64,
+    /// One over the temperature that its log-probabilities refer to; 1 unless the recipe says otherwise.
+    pub inv_temperature: f32,
 }
 
 /// The denominators of supervised rows.
@@ -211,7 +213,7 @@ pub fn pack_supervised(
     let mut answers = Vec::with_capacity(rows.len());
     for row in rows {
         check_prompt(row.prompt)?;
-        let answer = PackAnswer::target(row.target.to_vec(), row.weight, 1.0);
+        let answer = PackAnswer::target(row.target.to_vec(), row.weight, row.inv_temperature);
         answer.check()?;
         answers.push(answer);
     }
@@ -558,7 +560,12 @@ mod tests {
         let rows: Vec<SupervisedRow> =
             [(&a, vec![20, 2]), (&b, vec![21, 22, 2]), (&a, vec![23]), (&other, vec![24, 2]), (&early, vec![2])]
                 .iter()
-                .map(|(prompt, target)| SupervisedRow { prompt, target: target.clone().leak(), weight: 1.0 })
+                .map(|(prompt, target)| SupervisedRow {
+                    prompt,
+                    target: target.clone().leak(),
+                    weight: 1.0,
+                    inv_temperature: 1.0,
+                })
                 .collect();
         let shared = PackOptions { reduction: Reduction::TokenMean, count: Count::Unmasked, ..options() };
         let counts = count_supervised(&rows, shared.count);

@@ -129,6 +129,11 @@ fn spread(item: Item) -> Item {
         Item::Tuple { open, close, items } => {
             Item::Tuple { open, close, items: items.into_iter().map(spread).collect() }
         }
+        // "x = ±3" is "x = 3 or x = -3".
+        Item::Named(name, item) => match spread(*item) {
+            Item::Set(items) => Item::Set(items.into_iter().map(|item| Item::Named(name, Box::new(item))).collect()),
+            item => Item::Named(name, Box::new(item)),
+        },
         other => other,
     }
 }
@@ -169,6 +174,7 @@ fn finite(item: &Item, budget: &mut usize) -> Option<()> {
     match item {
         Item::Scalar(node) if variables(node).is_empty() => value(node, &[], budget)?.is_finite().then_some(()),
         Item::Scalar(_) | Item::Infinity { .. } => Some(()),
+        Item::Named(_, item) => finite(item, budget),
         Item::Tuple { items, .. } | Item::Set(items) => items.iter().try_for_each(|item| finite(item, budget)),
     }
 }
@@ -178,6 +184,9 @@ fn equal(a: &Item, b: &Item, budget: &mut usize) -> Option<bool> {
     match (a, b) {
         (Item::Scalar(a), Item::Scalar(b)) => scalars_equal(a, b, budget),
         (Item::Infinity { negative: a }, Item::Infinity { negative: b }) => Some(a == b),
+        // "x = 3" answers "3" and "x = 3", but not "y = 3".
+        (Item::Named(a, _), Item::Named(b, _)) if a != b => Some(false),
+        (Item::Named(_, a), Item::Named(_, b)) => equal(a, b, budget),
         (
             Item::Tuple { open: open_a, close: close_a, items: a },
             Item::Tuple { open: open_b, close: close_b, items: b },
@@ -197,6 +206,7 @@ fn equal(a: &Item, b: &Item, budget: &mut usize) -> Option<bool> {
             [only] => equal(only, other, budget),
             _ => Some(false),
         },
+        (Item::Named(_, item), other) | (other, Item::Named(_, item)) => equal(item, other, budget),
         _ => Some(false),
     }
 }
@@ -229,8 +239,11 @@ fn scalars_equal(a: &Node, b: &Node, budget: &mut usize) -> Option<bool> {
             if x == y || (whole(&x) && whole(&y)) {
                 return Some(x == y);
             }
+            let (x, y) = (value(a, &[], budget)?, value(b, &[], budget)?);
+            return Some((x - y).abs() <= 1e-9 * x.abs().max(y.abs()));
         }
         let (x, y) = (value(a, &[], budget)?, value(b, &[], budget)?);
+        // The constant is for round-off around 0, as in sin(pi).
         return Some((x - y).abs() <= 1e-9 * x.abs().max(y.abs()) + 1e-12);
     }
     let mut valid = 0;
@@ -240,7 +253,7 @@ fn scalars_equal(a: &Node, b: &Node, budget: &mut usize) -> Option<bool> {
         if !x.is_finite() || !y.is_finite() {
             continue;
         }
-        if (x - y).abs() > 1e-7 * x.abs().max(y.abs()).max(1.0) {
+        if (x - y).abs() > 1e-7 * x.abs().max(y.abs()) + 1e-12 {
             return Some(false);
         }
         valid += 1;
@@ -371,6 +384,12 @@ mod tests {
             (r"\sqrt[3]{27}", "3"),
             ("50%", "0.5"),
             ("x = 1 or x = 2", "1, 2"),
+            ("x = 3", "x = 3"),
+            ("5", "y = 5"),
+            (r"x = \pm 3", "x = 3, x = -3"),
+            ("y = 2, x = 1", "x = 1, y = 2"),
+            (r"x \in \{1, 2\}", r"\{1, 2\}"),
+            (r"x = 10^{-13}", "0.0000000000001"),
             (r"\sqrt{2}^2 - 2", "0"),
             (r"\sin(\pi)", "0"),
             (r"\frac{1}{1+\sqrt{2}}", r"\sqrt{2}-1"),
@@ -396,6 +415,14 @@ mod tests {
             ("", "1"),
             ("1 2", "2"),
             ("0", "1"),
+            ("x = 3", "y = 3"),
+            ("x = 1, y = 2", "x = 2, y = 1"),
+            ("0", "10^{-13}"),
+            ("5, 5", "5"),
+            ("5 or 6", "5"),
+            ("x = 5 = 6", "5"),
+            (r"2 \cdot 10^{-9} x", r"10^{-9} x"),
+            (r"\sqrt{x^2}", "x"),
         ] {
             assert_eq!(score(answer, gold), 0.0, "{answer} for {gold}");
         }

@@ -44,6 +44,8 @@ pub(super) enum Item {
     Infinity {
         negative: bool,
     },
+    /// `v = item`: the name counts where the other side has one too.
+    Named(char, Box<Item>),
     /// Tuples and intervals: order and brackets count.
     Tuple {
         open: char,
@@ -288,9 +290,14 @@ impl Parser<'_> {
     }
 
     fn item(&mut self) -> Option<Item> {
-        if let [Token::Letter(_), Symbol('='), ..] = &self.tokens[self.at..] {
+        if let [Token::Letter(name), Symbol('='), ..] = self.tokens[self.at..] {
             self.at += 2;
+            return Some(Item::Named(name, Box::new(self.value()?)));
         }
+        self.value()
+    }
+
+    fn value(&mut self) -> Option<Item> {
         match self.peek()? {
             Symbol('⟨') => {
                 self.at += 1;

@@ -1,6 +1,7 @@
 //! A language model behind an OpenAI-style endpoint: chat completions with cache, budget, and a limit on how many
 //! requests are under way. Knows messages and replies, not what is asked. Cost: the model's.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use serde::{Deserialize, Serialize};
@@ -33,9 +34,13 @@ pub struct ChatSpec {
     pub temperature: f64,
     /// Seed of the server's sampling, where it honours one.
     pub seed: u64,
-    /// Requests of a whole run; what is in the cache costs none. Unlimited unless set.
+    /// Requests of a whole run, over all its stages; what is in the cache costs none. Unlimited unless set.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_calls: Option<u64>,
+    /// Most tokens of a reply, where what is asked for would allow more (10 for a grade, 1000 for reasoning, 5000 for
+    /// a list of what a picture shows). Set it for servers with a short context.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_reply_tokens: Option<u32>,
     /// Whether replies are kept in the run's folder.
     pub cache: bool,
 }
@@ -53,6 +58,7 @@ impl Default for ChatSpec {
             temperature: 0.0,
             seed: 0,
             max_calls: None,
+            max_reply_tokens: None,
             cache: true,
         }
     }
@@ -63,6 +69,9 @@ impl ChatSpec {
     pub fn check(&self) -> Result<(), &'static str> {
         if self.url.is_empty() || self.model.is_empty() {
             return Err("a judge needs a url and the name of a model");
+        }
+        if self.max_reply_tokens == Some(0) {
+            return Err("max_reply_tokens must be at least 1");
         }
         limits(self.concurrency, self.timeout_secs, self.attempts, self.backoff_secs)
     }
@@ -97,7 +106,7 @@ pub struct Chat {
     caller: Caller,
     spec: ChatSpec,
     cache: Cache,
-    calls: AtomicU64,
+    calls: Arc<AtomicU64>,
 }
 
 impl Chat {
@@ -106,8 +115,18 @@ impl Chat {
         let url = format!("{}/chat/completions", spec.url.trim_end_matches('/'));
         let key = spec.key_variable.as_deref();
         let caller = Caller::new(name, &url, key, spec.timeout_secs, spec.attempts, spec.backoff_secs)?;
-        let folder = inside(around, &format!("cache-{name}")).filter(|_| spec.cache);
-        Ok(Self { caller, spec: spec.clone(), cache: Cache::new(folder), calls: AtomicU64::new(0) })
+        let cache = cache(name, spec, around);
+        Ok(Self { caller, spec: spec.clone(), cache, calls: Arc::new(AtomicU64::new(0)) })
+    }
+
+    /// The same model and budget, asked for something else: replies go into the cache of that name.
+    pub fn sibling(&self, name: &str, around: &Surroundings) -> Self {
+        Self {
+            caller: self.caller.clone(),
+            spec: self.spec.clone(),
+            cache: cache(name, &self.spec, around),
+            calls: self.calls.clone(),
+        }
     }
 
     /// The reply to each question, in order; `read` says whether a reply is of use. Only replies of use are kept, so
@@ -129,7 +148,7 @@ impl Chat {
             ],
             "temperature": self.spec.temperature,
             "seed": self.spec.seed,
-            "max_tokens": question.max_tokens,
+            "max_tokens": self.spec.max_reply_tokens.map_or(question.max_tokens, |most| most.min(question.max_tokens)),
         });
         if let Some(value) = self.cache.get(&request).and_then(|reply| read(&reply)) {
             return Ok(value);
@@ -158,6 +177,10 @@ impl Chat {
     pub fn set_calls(&self, calls: u64) {
         self.calls.store(calls, Ordering::Relaxed);
     }
+}
+
+fn cache(name: &str, spec: &ChatSpec, around: &Surroundings) -> Cache {
+    Cache::new(inside(around, &format!("cache-{name}")).filter(|_| spec.cache))
 }
 
 #[cfg(test)]

@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 
 pub mod cache;
 pub mod chat;
+pub mod elements;
 pub mod http;
 pub mod judge;
 pub mod process;
@@ -198,6 +199,15 @@ impl Outside {
                 chat.set_calls(*calls);
             }
         }
+    }
+
+    /// Lists of what pictures show that could not be had so far.
+    pub fn num_failed_elements(&self) -> u64 {
+        let elements = self.helpers.iter().filter_map(|(_, helper)| match helper {
+            Helper::Checker(checker) => checker.elements(),
+            _ => None,
+        });
+        elements.map(elements::Elements::num_failed).sum()
     }
 
     /// Asks every helper about every group.

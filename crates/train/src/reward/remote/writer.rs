@@ -4,6 +4,7 @@
 use foveate_tasks::row::Row;
 
 use super::chat::{Chat, ChatSpec, Question};
+use super::elements::Elements;
 use super::judge::PROMPT_VERSION;
 use super::{Failure, SetupError, Surroundings};
 
@@ -11,12 +12,15 @@ use super::{Failure, SetupError, Surroundings};
 #[derive(Debug)]
 pub struct Writer {
     chat: Chat,
+    elements: Option<Elements>,
 }
 
 impl Writer {
     /// Nothing is asked yet.
-    pub fn new(spec: &ChatSpec, around: &Surroundings) -> Result<Self, SetupError> {
-        Ok(Self { chat: Chat::new("refiner", spec, around)? })
+    pub fn new(spec: &ChatSpec, elements: bool, around: &Surroundings) -> Result<Self, SetupError> {
+        let chat = Chat::new("refiner", spec, around)?;
+        let elements = elements.then(|| Elements::new(&chat, around));
+        Ok(Self { chat, elements })
     }
 
     /// New reasoning for each row, arguing for its answer in the form of `template`.
@@ -26,17 +30,22 @@ impl Writer {
              the picture is said to show. Follow this form, filling its parts in:\n{template}\nThe reasoning must lead to \
              the given answer. Write the reasoning alone, without the words \"Answer:\"."
         );
+        let shown = match &self.elements {
+            Some(elements) => elements.of(rows),
+            None => rows.iter().map(|row| row.facts.clone()).collect(),
+        };
         let questions: Vec<Question> = rows
             .iter()
-            .map(|row| {
+            .zip(&shown)
+            .map(|(row, shown)| {
                 let user = format!(
                     "Question: {}\nWhat the picture shows: {}\nEarlier reasoning: {}\nAnswer to be argued for: {}",
                     foveate_tasks::derive::question_text(row),
-                    or_unknown(&row.facts),
+                    or_unknown(shown),
                     or_unknown(&row.rationale),
                     row.answer.text()
                 );
-                Question { system: system.clone(), user, max_tokens: 400 }
+                Question { system: system.clone(), user, max_tokens: 1000 }
             })
             .collect();
         self.chat.ask_all(&questions, reasoning)
@@ -56,7 +65,7 @@ impl Writer {
             let none = text.trim_end_matches('.').eq_ignore_ascii_case("none");
             (!text.is_empty()).then(|| (!none).then(|| text.to_string()))
         };
-        self.chat.ask_all(&[Question { system, user, max_tokens: 300 }], read).remove(0)
+        self.chat.ask_all(&[Question { system, user, max_tokens: 512 }], read).remove(0)
     }
 
     /// Whether the candidate is the better template.
@@ -71,12 +80,17 @@ impl Writer {
             "no" => Some(false),
             _ => None,
         };
-        self.chat.ask_all(&[Question { system, user, max_tokens: 5 }], read).remove(0)
+        self.chat.ask_all(&[Question { system, user, max_tokens: 30 }], read).remove(0)
     }
 
     /// The model behind it.
     pub fn chat(&self) -> &Chat {
         &self.chat
+    }
+
+    /// What lists the elements of pictures for it, if anything does.
+    pub fn elements(&self) -> Option<&Elements> {
+        self.elements.as_ref()
     }
 }
 
@@ -115,7 +129,7 @@ mod tests {
             attempts: 1,
             ..ChatSpec::default()
         };
-        let writer = Writer::new(&spec, &Surroundings::default()).expect("a writer");
+        let writer = Writer::new(&spec, false, &Surroundings::default()).expect("a writer");
         let row = row(Answer::Number("5".into()));
         let mut written = writer.rewrite(&[&row, &row], "Goal, then steps");
         assert_eq!(written.remove(0).expect("reasoning"), "Goal: count.\nThere are 2 and 3.");
