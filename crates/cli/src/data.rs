@@ -6,6 +6,7 @@ use clap::{Subcommand, ValueEnum};
 use foveate_tasks::contact_sheet;
 use foveate_train::checkpoint::durable::write_file;
 use foveate_train::data::{self, Dataset, write::png};
+use foveate_train::prompt::Frame;
 use foveate_train::recipe::parse::{Wrapped, parse};
 use foveate_train::reward::audit::audit as policies;
 use foveate_train::reward::refiner::{Refiner, RefinerSpec};
@@ -185,7 +186,7 @@ fn trivial(dataset: &Dataset, seed: u64) -> anyhow::Result<()> {
     let rows: Vec<_> = (0..dataset.len().min(AUDITED)).map(|index| dataset.text_row(index)).collect();
     let accuracy = RewardSpec::Accuracy(AccuracySpec::default());
     let Ok(rewards) = Rewards::new(vec![accuracy], Unknown::Leave, 1) else { return Ok(()) };
-    if let Some(problem) = rows.iter().find_map(|row| rewards.check_row(row, None).err()) {
+    if let Some(problem) = rows.iter().find_map(|row| rewards.check_row(row, Frame::of(row, None)).err()) {
         println!("not scored: {problem}");
         return Ok(());
     }

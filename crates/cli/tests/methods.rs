@@ -227,6 +227,47 @@ fn parts_that_do_not_fit_are_refused() {
 }
 
 #[test]
+fn boxes_are_written_and_read_in_the_coordinates_of_the_recipe() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let here = folder.path();
+    let data = "{ task = \"location\", rows = 20, filter = { answers = [\"box\"] } }";
+    let settings = |target: &str, reward: &str| {
+        one_stage(
+            data,
+            &format!(
+                "target = {{ template = \"answer\", coords = \"{target}\" }}\nselector = {{ kind = \"always\" }}\n\
+                 rewards = [ {{ kind = \"accuracy\", verify = {{ box = {{ coords = \"{reward}\" }} }} }} ]"
+            ),
+        )
+    };
+    fs::write(here.join("r.toml"), settings("per_mille", "unit")).expect("written");
+    let told = refuse(&["train", "r.toml", "--out", "run"], here);
+    assert!(told.contains("scored as wrong") && told.contains("target.coords"), "{told}");
+    for coords in ["original_pixels", "unit", "per_mille", "shown_pixels"] {
+        fs::write(here.join("r.toml"), settings(coords, coords)).expect("written");
+        succeed(&["train", "r.toml", "--out", coords], here);
+        let samples = fs::read_to_string(here.join(coords).join("samples.jsonl")).expect("samples");
+        let sample: serde_json::Value = serde_json::from_str(samples.lines().next().expect("one")).expect("JSON");
+        let numbers = |text: &str| -> Vec<f64> {
+            let list = text.split_once('[').expect("a list").1.trim_end_matches(']');
+            list.split(',').map(|n| n.trim().parse().expect("a number")).collect()
+        };
+        let target = numbers(sample["target"].as_str().expect("a target"));
+        let gold = numbers(sample["gold"].as_str().expect("a gold"));
+        // Pictures of 128 pixels, shown to a model of 64.
+        let scale = match coords {
+            "unit" => 1.0 / 128.0,
+            "per_mille" => 1000.0 / 128.0,
+            "shown_pixels" => 0.5,
+            _ => 1.0,
+        };
+        for (target, gold) in target.iter().zip(gold) {
+            assert!((target - gold * scale).abs() <= if coords == "unit" { 0.001 } else { 0.51 }, "{coords}: {target}");
+        }
+    }
+}
+
+#[test]
 fn test_rows_that_are_trained_on_are_refused() {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let here = folder.path();

@@ -1,13 +1,14 @@
 //! From a row to the conversation that is put to the model, and to the text that it should have written.
 //! Knows rows and words; knows no tokens. Cost: a few strings.
 
+use foveate_model::PromptInput;
 use foveate_tasks::derive::question_text;
 use foveate_tasks::row::Row;
 use serde::de::{Deserializer, Error};
 use serde::{Deserialize, Serialize, Serializer};
 
 use crate::data::conversations::{EARLIER, Earlier, SYSTEM};
-use crate::prompt::{Conversation, Part, Role, Turn};
+use crate::prompt::{Conversation, Coords, Frame, Part, Role, Turn};
 
 /// How a row is put to the model.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -63,6 +64,13 @@ pub struct TargetConfig {
     /// the sampling temperature, as DyME's code does.
     #[serde(skip_serializing_if = "TargetTemperature::is_one")]
     pub temperature: TargetTemperature,
+    /// What the numbers of a box mean. `rewards.accuracy.verify.box.coords` must say the same.
+    #[serde(skip_serializing_if = "in_original_pixels")]
+    pub coords: Coords,
+}
+
+fn in_original_pixels(coords: &Coords) -> bool {
+    !coords.needs_frame()
 }
 
 /// The temperature that the log-probabilities of targets refer to.
@@ -149,14 +157,16 @@ impl TargetConfig {
         }
     }
 
-    /// The text that the model should write.
-    pub fn text(&self, row: &Row) -> String {
-        let (rationale, answer) = (row.rationale.trim(), row.answer.text());
+    /// The text that the model should write. `input` is what it reads, where that is known: coordinates may depend on
+    /// how the picture is shown.
+    pub fn text(&self, row: &Row, input: Option<&PromptInput>) -> String {
+        let frame = if self.coords.needs_frame() { Frame::of(row, input) } else { None };
+        let (rationale, answer) = (row.rationale.trim(), self.coords.write(&row.answer, frame));
         match self.template {
             TargetTemplate::Cot if !rationale.is_empty() => format!("{rationale}\nAnswer: {answer}"),
             TargetTemplate::Completion => match row.meta.get("completion").and_then(|text| text.as_str()) {
                 Some(text) => text.to_string(),
-                None => Self { template: TargetTemplate::Cot, ..*self }.text(row),
+                None => Self { template: TargetTemplate::Cot, ..*self }.text(row, input),
             },
             TargetTemplate::Cot | TargetTemplate::Answer => format!("Answer: {answer}"),
             TargetTemplate::Tags => format!("<think>{rationale}</think><answer>{answer}</answer>"),

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::ask::AskConfig;
 use crate::data::{self, DataError, Dataset, Sources};
-use crate::prompt::Prompter;
+use crate::prompt::{Frame, Prompter};
 use crate::reward::extract;
 use crate::reward::remote::judge::Judge;
 use crate::reward::remote::{Asked, Failure, SetupError, Surroundings};
@@ -275,7 +275,7 @@ fn verdicts(verifier: &Rewards, groups: &[Group]) -> Result<Vec<Vec<Option<f64>>
         .map(|group| RewardGroup {
             row: &group.prompt.row,
             refined: None,
-            frame: None,
+            frame: Frame::of(&group.prompt.row, Some(&group.prompt.input)),
             completions: group
                 .rollouts
                 .iter()

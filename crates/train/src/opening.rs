@@ -46,7 +46,7 @@ fn texts(rows: &Dataset, stage: &Stage) -> Vec<String> {
     for place in 0..count {
         for row in rows.rows_at(place * rows.len() / count) {
             texts.push(format!("User:{}{}", foveate_tasks::derive::question_text(&row), stage.prompt.suffix));
-            texts.push(format!("Assistant: {}", stage.target.text(&row)));
+            texts.push(format!("Assistant: {}", stage.target.text(&row, None)));
         }
     }
     texts

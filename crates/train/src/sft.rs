@@ -96,8 +96,8 @@ fn lessons(prompter: &Prompter, stage: &Stage, rows: Vec<Row>) -> Result<Vec<Exa
     for (index, row) in rows.iter().enumerate() {
         let example = || -> Result<Example, PromptError> {
             let conversation = stage.prompt.conversation(row);
-            let target = prompter.completion(&conversation, &stage.target.text(row))?;
             let prompt = prompter.prompt(&conversation)?;
+            let target = prompter.completion(&conversation, &stage.target.text(row, Some(&prompt)))?;
             check_room(prompter, &prompt, target.len())?;
             Ok(Example { prompt, target })
         };

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::ask::AskConfig;
 use crate::data::Dataset;
-use crate::prompt::Prompter;
+use crate::prompt::{Frame, Prompter};
 use crate::reward::spec::AccuracySpec;
 use crate::reward::{Completion, Group as RewardGroup, RewardError, RewardSpec, Rewards, Status, Unknown};
 use crate::rollout::{RowError, SamplingConfig, render, sample};
@@ -100,7 +100,7 @@ pub fn score_suite(
             .map(|group| RewardGroup {
                 row: &group.prompt.row,
                 refined: None,
-                frame: None,
+                frame: Frame::of(&group.prompt.row, Some(&group.prompt.input)),
                 completions: group
                     .rollouts
                     .iter()

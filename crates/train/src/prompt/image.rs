@@ -49,6 +49,33 @@ pub fn load(image: &ImageData) -> Result<Arc<Drawing>, PromptError> {
     }
 }
 
+/// Width and height of a picture as it stands upright, read from the head of its file; nothing if that cannot be read.
+pub fn size(image: &ImageData) -> Option<(u32, u32)> {
+    let upright = |mut decoder: Box<dyn ImageDecoder + '_>| {
+        let (width, height) = decoder.dimensions();
+        let turned = matches!(
+            decoder.orientation(),
+            Ok(Orientation::Rotate90
+                | Orientation::Rotate270
+                | Orientation::Rotate90FlipH
+                | Orientation::Rotate270FlipH)
+        );
+        let size = if turned { (height, width) } else { (width, height) };
+        (width > 0 && height > 0).then_some(size)
+    };
+    match image {
+        ImageData::Drawn(drawing) => Some((drawing.width, drawing.height)),
+        ImageData::Encoded(bytes) => {
+            let reader = ImageReader::new(Cursor::new(&bytes[..])).with_guessed_format().ok()?;
+            upright(Box::new(reader.into_decoder().ok()?))
+        }
+        ImageData::Path(path) => {
+            let reader = ImageReader::open(path).ok()?.with_guessed_format().ok()?;
+            upright(Box::new(reader.into_decoder().ok()?))
+        }
+    }
+}
+
 /// Decodes an encoded file; `name` is for messages only.
 pub fn decode(bytes: &[u8], name: &str) -> Result<Drawing, PromptError> {
     let fail = |problem: String| PromptError::Image { name: name.to_string(), problem };

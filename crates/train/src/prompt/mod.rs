@@ -5,6 +5,7 @@
 mod conversation;
 mod error;
 mod files;
+mod frame;
 mod idefics3;
 pub mod image;
 mod internvl;
@@ -19,6 +20,7 @@ mod tokenizer;
 
 pub use conversation::{Conversation, Part, Role, Turn};
 pub use error::PromptError;
+pub use frame::{Coords, Frame};
 pub use idefics3::Idefics3Processor;
 pub use internvl::InternVlProcessor;
 pub use limits::ImageLimits;

@@ -9,7 +9,7 @@ use foveate_tasks::row::{Answer, Row};
 
 use super::extract::Extract;
 use super::refiner::{flag_target, tag_target};
-use super::{Completion, Group, RewardError, RewardSpec, Rewards};
+use super::{Completion, Frame, Group, RewardError, RewardSpec, Rewards};
 
 /// What one policy earns.
 #[derive(Clone, Debug, PartialEq)]
@@ -127,7 +127,7 @@ fn score(
         .map(|(row, text)| Group {
             row,
             refined: None,
-            frame: None,
+            frame: Frame::of(row, None),
             completions: vec![Completion { text, num_tokens: text.len() / 4 + 1, ..Default::default() }],
         })
         .collect();

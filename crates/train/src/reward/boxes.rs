@@ -5,6 +5,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::{Compat, Status, Verdict};
+pub use crate::prompt::{Coords, Frame};
 
 /// Options of the verifier `box`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -14,7 +15,8 @@ pub struct BoxOptions {
     pub score: BoxScore,
     /// The overlap (intersection over union) that counts as right, exclusive. 0.5 is customary.
     pub threshold: f64,
-    /// What the model's numbers mean; the gold is in pixels of the original image.
+    /// What the model's numbers mean; the gold is in pixels of the original image. `target.coords` must say the same
+    /// where targets are learned.
     pub coords: Coords,
 }
 
@@ -35,42 +37,6 @@ pub enum BoxScore {
     Soft,
     /// The overlap above the threshold, rescaled to 0..1.
     SoftAbove,
-}
-
-/// What box coordinates mean.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Coords {
-    /// Pixels of the image as it came.
-    #[default]
-    OriginalPixels,
-    /// Pixels of the image as the model saw it.
-    ShownPixels,
-    /// 0 to 1 over width and height.
-    Unit,
-    /// 0 to 1000 over width and height.
-    PerMille,
-}
-
-/// Sizes of the image that a box refers to.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Frame {
-    /// Width and height as the image came.
-    pub original: [f64; 2],
-    /// Width and height as the model saw it.
-    pub shown: [f64; 2],
-}
-
-impl Coords {
-    /// Factors that turn the model's numbers into original pixels; `None` if the frame is needed and missing.
-    pub fn to_original(self, frame: Option<Frame>) -> Option<[f64; 2]> {
-        match self {
-            Coords::OriginalPixels => Some([1.0, 1.0]),
-            Coords::ShownPixels => frame.map(|f| [f.original[0] / f.shown[0], f.original[1] / f.shown[1]]),
-            Coords::Unit => frame.map(|f| f.original),
-            Coords::PerMille => frame.map(|f| [f.original[0] / 1000.0, f.original[1] / 1000.0]),
-        }
-    }
 }
 
 /// Whether this is a box: finite, with a positive width and height.

@@ -9,6 +9,7 @@ use foveate_model::Sampled;
 use super::{Parts, scores_refined};
 use crate::data::Question;
 use crate::error::TrainError;
+use crate::prompt::Frame;
 use crate::reward::remote::{Asked, Failure, FailureKind};
 use crate::reward::{Completion, Group as RewardGroup, Scored};
 use crate::rollout::{self, Group, RowError, check_room};
@@ -187,7 +188,7 @@ fn score(
         .map(|(index, group)| RewardGroup {
             row: &group.prompt.row,
             refined: refined.as_ref().and_then(|refined| refined[index].as_deref()),
-            frame: None,
+            frame: Frame::of(&group.prompt.row, Some(&group.prompt.input)),
             completions: group
                 .rollouts
                 .iter()

@@ -102,7 +102,7 @@ pub fn targets(
             }
             Some(Ok(_)) | None => {}
         }
-        let text = stage.target.text(&row);
+        let text = stage.target.text(&row, Some(&kept[index].group.prompt.input));
         let ids = session.prompter.completion(&stage.prompt.conversation(&row), &text);
         let ids = ids.map_err(|source| RowError { row: row.id.clone(), source })?;
         targets[index] = Some((ids, text));

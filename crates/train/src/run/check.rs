@@ -7,6 +7,7 @@ use foveate_tasks::row::Row;
 use super::{Run, Stage};
 use crate::data::{self, Dataset};
 use crate::error::TrainError;
+use crate::prompt::Frame;
 use crate::reward::accuracy::VerifyOptions;
 use crate::reward::spec::Against;
 use crate::reward::{Completion, Group, RewardError, RewardSpec, Rewards};
@@ -20,10 +21,17 @@ type Problem = (String, String);
 
 /// Refuses what cannot work and gives remarks about what is odd.
 pub fn stage(stage: &Stage, rewards: &Rewards, data: &Dataset) -> Result<Result<Vec<String>, Problem>, RewardError> {
-    let rows: Vec<Row> = (0..data.len().min(CHECKED_ROWS)).map(|index| data.text_row(index)).collect();
+    // Coordinates that refer to the picture need its size, and a world's picture has to be drawn for that.
+    let sized = stage.target.coords.needs_frame()
+        || stage.rewards.iter().any(|reward| match reward {
+            RewardSpec::Accuracy(accuracy) => accuracy.verify.boxes.coords.needs_frame(),
+            _ => false,
+        });
+    let places = 0..data.len().min(CHECKED_ROWS);
+    let rows: Vec<Row> = places.map(|index| if sized { data.row(index) } else { data.text_row(index) }).collect();
     for row in &rows {
         // A gold that its verifier cannot read would score every answer zero.
-        rewards.check_row(row, None)?;
+        rewards.check_row(row, Frame::of(row, None))?;
     }
     let found = verifiers(stage, &rows).and_then(|()| material(stage, &rows));
     let mut remarks = match found {
@@ -122,14 +130,14 @@ fn material(stage: &Stage, rows: &[Row]) -> Result<Vec<String>, Problem> {
 
 /// The targets must be right by the stage's own rewards: a target in another format would be taught and punished.
 fn targets(stage: &Stage, rewards: &Rewards, rows: &[Row]) -> Result<Result<Vec<String>, Problem>, RewardError> {
-    let texts: Vec<String> = rows.iter().map(|row| stage.target.text(row)).collect();
+    let texts: Vec<String> = rows.iter().map(|row| stage.target.text(row, None)).collect();
     let groups: Vec<Group> = rows
         .iter()
         .zip(&texts)
         .map(|(row, text)| Group {
             row,
             refined: None,
-            frame: None,
+            frame: Frame::of(row, None),
             completions: vec![Completion { text, num_tokens: 1, ..Completion::default() }],
         })
         .collect();
@@ -140,7 +148,7 @@ fn targets(stage: &Stage, rewards: &Rewards, rows: &[Row]) -> Result<Result<Vec<
             return Ok(Err((
                 format!("the target of row {} would be scored as wrong: {:?}", row.id, shorten(text)),
                 "target.template and the reward's extract must agree: cot or answer with \"flag\", tags with \"tag\", \
-                 bare with \"whole\""
+                 bare with \"whole\"; and target.coords with verify.box.coords"
                     .to_string(),
             )));
         }
