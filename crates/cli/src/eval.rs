@@ -1,11 +1,13 @@
-//! `foveate eval`: scores a model on questions, greedily.
+//! `foveate eval`: scores a model on questions, greedily, and with several drawn answers each.
 
 use std::path::{Path, PathBuf};
 
 use foveate_model::Precision;
 use foveate_train::ask::AskConfig;
 use foveate_train::checkpoint::durable::write_with;
-use foveate_train::eval::{EvalConfig, score_suite};
+use foveate_train::eval::records::Evaluation;
+use foveate_train::eval::statistics::Estimate;
+use foveate_train::eval::{EvalConfig, SampledEval, score_suite};
 use foveate_train::report::page::percent;
 use foveate_train::rollout::SamplingConfig;
 use foveate_train::{data, recipe};
@@ -25,6 +27,15 @@ pub struct Args {
     /// Longest answer in tokens
     #[arg(long, default_value_t = 128)]
     max_new_tokens: u32,
+    /// Draw so many answers per question as well, for pass@k
+    #[arg(long, default_value_t = 0)]
+    answers: u32,
+    /// Temperature of those draws
+    #[arg(long, default_value_t = 1.0)]
+    temperature: f32,
+    /// The k of pass@k, for example 1,4,8; 1 and the number of answers if not given
+    #[arg(long, value_delimiter = ',')]
+    pass_at: Vec<u32>,
     /// Text put after each question
     #[arg(long, default_value = "")]
     suffix: String,
@@ -41,7 +52,7 @@ pub struct Args {
     images: load::ImageArgs,
 }
 
-/// Prints accuracy per suite and level, with 95 % intervals.
+/// Prints accuracy per suite and level with 95 % intervals, and pass@k where answers are drawn.
 pub fn run(args: Args) -> anyhow::Result<()> {
     if args.data.is_empty() {
         return Err(failure(
@@ -57,14 +68,21 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         ModelArgs { precision: args.precision, images: args.images.clone(), ..ModelArgs::named(args.model.clone()) };
     let (mut policy, prompter) = load::open(&model, Precision::Auto)?;
     let sampling = SamplingConfig { max_new_tokens: args.max_new_tokens, ..SamplingConfig::default() }.greedy();
-    let config = EvalConfig { sampling, ..EvalConfig::default() };
+    let pass_at = if args.pass_at.is_empty() { vec![1, args.answers] } else { args.pass_at.clone() };
+    let sampled = SampledEval { answers: args.answers, temperature: args.temperature, pass_at };
+    let config = EvalConfig { sampling, sampled: (args.answers > 0).then_some(sampled), ..EvalConfig::default() };
+    if let Some(problem) = config.problem() {
+        return Err(failure(problem, "write --answers 8 --pass-at 1,8, for example"));
+    }
+    let mut evaluation = Evaluation::default();
     let ask = AskConfig { suffix: args.suffix.clone(), ..AskConfig::default() };
     let mut answers = Vec::new();
     for (name, rows) in &suites {
         let bar = ProgressBar::new(rows.len() as u64);
         let mut progress = |done| bar.set_position(done as u64);
-        let (score, predictions) = score_suite(&mut policy, &prompter, rows, &ask, &config, args.seed, &mut progress)?;
+        let answered = score_suite(&mut policy, &prompter, rows, &ask, &config, args.seed, &mut progress)?;
         bar.finish_and_clear();
+        let score = &answered.score;
         let [low, high] = score.interval;
         println!(
             "{name}: {} [{:.1}, {:.1}]  {} of {}, {} without a readable answer, {} cut off",
@@ -79,7 +97,23 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         for (level, score) in score.levels.iter().filter(|_| score.levels.len() > 1) {
             println!("  level {level}: {} ({} of {})", percent(score.accuracy), score.num_correct, score.num_rows);
         }
-        answers.extend(predictions);
+        let told = |what: &str, of: &Estimate| {
+            let [mean, low, high] = [of.mean, of.low, of.high].map(|share| 100.0 * share);
+            println!("  {what}: {mean:.1} [{low:.1}, {high:.1}]");
+        };
+        if let Some(graded) = &score.graded {
+            told("mean score", graded);
+        }
+        for (k, estimate) in score.sampled.iter().flat_map(|sampled| &sampled.pass_at) {
+            told(&format!("pass@{k}"), estimate);
+        }
+        // Two sources without names are two suites.
+        evaluation.suites.insert(format!("{name}-{}", evaluation.suites.len()), answered.score);
+        answers.extend(answered.predictions);
+        answers.extend(answered.sampled);
+    }
+    if let Some(mean) = evaluation.macro_average() {
+        println!("mean over tasks, each the mean of its suites: {}", percent(mean));
     }
     if let Some(output) = &args.output {
         write_with(output, |writer| {

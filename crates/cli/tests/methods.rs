@@ -227,6 +227,41 @@ fn parts_that_do_not_fit_are_refused() {
 }
 
 #[test]
+fn several_drawn_answers_are_scored_beside_the_greedy_one() {
+    let folder = folder_of(&[EXAMPLES]);
+    let here = folder.path();
+    let set =
+        ["--set", "eval.sampled={ answers = 4, pass_at = [1, 3, 4] }", "--set", "eval.accuracy.extract=last_number"];
+    succeed(&[&["train", "r.toml", "--out", "run", "--set", "stage.0.until.at_most=4.0"], &set[..]].concat(), here);
+    let run = here.join("run");
+    let scores: serde_json::Value =
+        serde_json::from_str(&fs::read_to_string(run.join("eval.json")).expect("scores")).expect("JSON");
+    let after = &scores["evaluations"][1]["suites"]["id"];
+    let text = fs::read_to_string(run.join("predictions/sampled/after-id.jsonl")).expect("drawn answers");
+    let drawn: Vec<serde_json::Value> = text.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
+    assert_eq!((drawn.len(), after["num_rows"].as_u64()), (16, Some(4)), "four answers to four questions");
+    assert_eq!(drawn.iter().take(4).map(|d| d["answer"].as_u64().expect("a number")).collect::<Vec<_>>(), [0, 1, 2, 3]);
+    let right = |question: &[serde_json::Value]| question.iter().filter(|d| d["correct"] == true).count();
+    let any = drawn.chunks(4).filter(|question| right(question) > 0).count() as f64 / 4.0;
+    let mean = right(&drawn) as f64 / 16.0;
+    let pass = |k: &str| after["sampled"]["pass_at"][k]["mean"].as_f64().expect("a mean");
+    assert!((pass("1") - mean).abs() < 1e-9 && (pass("4") - any).abs() < 1e-9, "{after}");
+    assert!(pass("1") <= pass("3") && pass("3") <= pass("4"));
+    assert!(fs::read_to_string(run.join("report.html")).expect("a page").contains("answers drawn at temperature 1"));
+    let told = refuse(&["train", "r.toml", "--out", "x", "--set", "eval.sampled={ answers = 2, pass_at = [3] }"], here);
+    assert!(told.contains("more than its 2 answers"), "{told}");
+
+    let model = last_checkpoint(&run);
+    let eval = ["eval", model.to_str().expect("a path"), "--max-new-tokens", "6", "--answers", "4", "--pass-at", "1,4"];
+    let data = ["--data", "{ task = \"counting\", rows = 5 }", "--data", "{ task = \"charts\", rows = 5 }"];
+    let told = succeed(&[&eval[..], &data, &["--output", "all.jsonl"]].concat(), here);
+    assert!(told.contains("pass@4: ") && told.contains("mean over tasks"), "{told}");
+    assert_eq!(lines(&here.join("all.jsonl")), 50, "greedy and drawn");
+    let told = refuse(&[&eval[..6], &["--pass-at", "9"], &data].concat(), here);
+    assert!(told.contains("more than its 4 answers"), "{told}");
+}
+
+#[test]
 fn boxes_are_written_and_read_in_the_coordinates_of_the_recipe() {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let here = folder.path();

@@ -16,7 +16,7 @@ use crate::checkpoint::tensor_file;
 use crate::checkpoint::{self, CheckpointError, Checkpoints, Found, State, WeightType};
 use crate::data;
 use crate::error::TrainError;
-use crate::eval::records::{Evaluation, Scores};
+use crate::eval::records::{Evaluation, Prediction, Scores};
 use crate::eval::score_suite;
 use crate::frozen::Frozen;
 use crate::kept::{base_mark, kept_tensors, restore, restore_kept, trained_tensors, write_mark, write_model};
@@ -501,17 +501,14 @@ impl<'a> Session<'a> {
             let mut progress = |done| watch(Event::Scoring { suite, done, total });
             let config = &self.run.eval;
             let ask = &self.run.prompt;
-            let (score, predictions) =
+            let answered =
                 score_suite(&mut self.policy, &self.prompter, &rows, ask, config, self.run.seed, &mut progress)?;
             let folder = self.folder.join("predictions");
-            create_folder(&folder)?;
-            write_with(&folder.join(format!("{name}-{suite}.jsonl")), |writer| {
-                predictions.iter().try_for_each(|prediction| {
-                    serde_json::to_writer(&mut *writer, prediction)?;
-                    writer.write_all(b"\n")
-                })
-            })?;
-            evaluation.suites.insert(suite.clone(), score);
+            write_predictions(&folder, &format!("{name}-{suite}.jsonl"), &answered.predictions)?;
+            if !answered.sampled.is_empty() {
+                write_predictions(&folder.join("sampled"), &format!("{name}-{suite}.jsonl"), &answered.sampled)?;
+            }
+            evaluation.suites.insert(suite.clone(), answered.score);
         }
         (self.watch)(Event::Evaluated(&evaluation));
         self.scores.evaluations.push(evaluation);
@@ -524,6 +521,18 @@ impl<'a> Session<'a> {
     pub fn write_page(&mut self) -> Result<PathBuf, TrainError> {
         Ok(page::write(&self.folder)?)
     }
+}
+
+/// One JSON object a line.
+fn write_predictions(folder: &Path, name: &str, predictions: &[Prediction]) -> Result<(), TrainError> {
+    create_folder(folder)?;
+    write_with(&folder.join(name), |writer| {
+        predictions.iter().try_for_each(|prediction| {
+            serde_json::to_writer(&mut *writer, prediction)?;
+            writer.write_all(b"\n")
+        })
+    })?;
+    Ok(())
 }
 
 /// Makes the folder of a new run; refuses one that holds anything of another.

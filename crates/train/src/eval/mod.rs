@@ -11,7 +11,7 @@ use crate::prompt::{Frame, Prompter};
 use crate::reward::spec::AccuracySpec;
 use crate::reward::{Completion, Group as RewardGroup, RewardError, RewardSpec, Rewards, Status, Unknown};
 use crate::rollout::{RowError, SamplingConfig, render, sample};
-use records::{LevelScore, Prediction, SuiteScore};
+use records::{LevelScore, Prediction, SampledScore, SuiteScore};
 
 pub mod records;
 pub mod statistics;
@@ -34,6 +34,44 @@ pub struct EvalConfig {
     pub accuracy: AccuracySpec,
     /// A score above this counts as right.
     pub success: f32,
+    /// Several drawn answers per question as well, for pass@k. The greedy score stays the headline.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sampled: Option<SampledEval>,
+}
+
+/// Several drawn answers per question.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct SampledEval {
+    /// Answers per question. At least the largest k: nothing is extrapolated.
+    pub answers: u32,
+    /// Divides the logits; that of training says what training samples from.
+    pub temperature: f32,
+    /// The k of pass@k.
+    pub pass_at: Vec<u32>,
+}
+
+impl Default for SampledEval {
+    fn default() -> Self {
+        Self { answers: 8, temperature: 1.0, pass_at: vec![1, 8] }
+    }
+}
+
+impl EvalConfig {
+    /// Says what cannot be used.
+    pub fn problem(&self) -> Option<String> {
+        let sampled = self.sampled.iter().find_map(|sampled| {
+            if !(sampled.temperature > 0.0 && sampled.temperature.is_finite()) {
+                Some("sampled.temperature must be above 0".to_string())
+            } else if sampled.pass_at.iter().any(|k| *k == 0 || *k > sampled.answers) {
+                let answers = sampled.answers;
+                Some(format!("sampled.pass_at asks for more than its {answers} answers, or for 0"))
+            } else {
+                None
+            }
+        });
+        self.sampling.problem().or(sampled)
+    }
 }
 
 impl Default for EvalConfig {
@@ -46,6 +84,7 @@ impl Default for EvalConfig {
             sampling: SamplingConfig::default().greedy(),
             accuracy: AccuracySpec::default(),
             success: 0.5,
+            sampled: None,
         }
     }
 }
@@ -75,7 +114,19 @@ impl EvalError {
     }
 }
 
-/// Scores one suite and gives every answer. `progress` is told how many questions are answered.
+/// A suite's score with the answers behind it.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Answered {
+    /// The score.
+    pub score: SuiteScore,
+    /// One answer per question.
+    pub predictions: Vec<Prediction>,
+    /// Further answers that were drawn, question by question.
+    pub sampled: Vec<Prediction>,
+}
+
+/// Scores one suite and gives every answer. `progress` is told how many questions are answered, of the greedy and of the
+/// drawn answers each.
 pub fn score_suite(
     policy: &mut Policy,
     prompter: &Prompter,
@@ -84,17 +135,67 @@ pub fn score_suite(
     config: &EvalConfig,
     seed: u64,
     progress: &mut dyn FnMut(usize),
-) -> Result<(SuiteScore, Vec<Prediction>), EvalError> {
-    let max_new_tokens = config.sampling.max_new_tokens as usize;
+) -> Result<Answered, EvalError> {
+    let predictions = answers(policy, prompter, rows, ask, config, &config.sampling, 1, seed, progress)?;
+    let mut score = summarise(&predictions);
+    score.task = usual_task(rows);
+    let mut sampled = Vec::new();
+    if let Some(spec) = &config.sampled {
+        let sampling = SamplingConfig { temperature: spec.temperature, ..config.sampling.clone() };
+        sampled = answers(policy, prompter, rows, ask, config, &sampling, spec.answers, seed, progress)?;
+        score.sampled = Some(summarise_sampled(&sampled, spec));
+    }
+    Ok(Answered { score, predictions, sampled })
+}
+
+/// The task that most of the first questions belong to.
+fn usual_task(rows: &Dataset) -> String {
+    let mut counts = std::collections::BTreeMap::new();
+    for index in 0..rows.len().min(200) {
+        *counts.entry(rows.text_row(index).task).or_insert(0) += 1;
+    }
+    counts.into_iter().max_by_key(|(_, count)| *count).map_or(String::new(), |(task, _)| task)
+}
+
+/// Pass@k with its intervals.
+fn summarise_sampled(predictions: &[Prediction], spec: &SampledEval) -> SampledScore {
+    let questions: Vec<u64> = predictions
+        .chunks(spec.answers as usize)
+        .map(|answers| answers.iter().filter(|answer| answer.correct).count() as u64)
+        .collect();
+    let estimate = |k: u32| {
+        let of = |correct: &u64| statistics::pass_at_k(u64::from(spec.answers), *correct, u64::from(k));
+        let values: Vec<f64> = questions.iter().filter_map(of).collect();
+        (k, statistics::bootstrap(&values, None, 0))
+    };
+    let pass_at = spec.pass_at.iter().map(|k| estimate(*k)).collect();
+    SampledScore { answers: spec.answers, temperature: spec.temperature, pass_at }
+}
+
+/// `num_answers` scored answers to every question, question by question.
+fn answers(
+    policy: &mut Policy,
+    prompter: &Prompter,
+    rows: &Dataset,
+    ask: &AskConfig,
+    config: &EvalConfig,
+    sampling: &SamplingConfig,
+    num_answers: u32,
+    seed: u64,
+    progress: &mut dyn FnMut(usize),
+) -> Result<Vec<Prediction>, EvalError> {
+    let max_new_tokens = sampling.max_new_tokens as usize;
     let accuracy = RewardSpec::Accuracy(AccuracySpec { weight: 1.0, ..config.accuracy.clone() });
     let rewards = Rewards::new(vec![accuracy], Unknown::Leave, max_new_tokens)?;
-    let mut predictions = Vec::with_capacity(rows.len());
-    while predictions.len() < rows.len() {
-        let first = predictions.len();
-        let batch: Vec<_> =
-            (first..rows.len().min(first + config.batch.max(1))).map(|index| (index as u32, rows.row(index))).collect();
-        let prompts = render(prompter, ask, batch, config.sampling.max_new_tokens)?;
-        let groups = sample(policy, prompter, prompts, &config.sampling, 1, seed, 0, &mut |_| {})?;
+    let mut predictions = Vec::with_capacity(rows.len() * num_answers as usize);
+    let together = (config.batch / num_answers.max(1) as usize).max(1);
+    let mut first = 0;
+    while first < rows.len() {
+        let last = rows.len().min(first + together);
+        let batch: Vec<_> = (first..last).map(|index| (index as u32, rows.row(index))).collect();
+        first = last;
+        let prompts = render(prompter, ask, batch, sampling.max_new_tokens)?;
+        let groups = sample(policy, prompter, prompts, sampling, num_answers, seed, 0, &mut |_| {})?;
         let asked: Vec<RewardGroup> = groups
             .iter()
             .map(|group| RewardGroup {
@@ -115,25 +216,27 @@ pub fn score_suite(
             .collect();
         let scored = rewards.score(&asked, 0)?;
         for (group, scored) in groups.iter().zip(scored) {
-            let (rollout, scored) = (&group.rollouts[0], &scored[0]);
-            let score = scored.accuracy.unwrap_or(0.0);
-            predictions.push(Prediction {
-                id: group.prompt.row.id.clone(),
-                level: group.prompt.row.level,
-                question: group.prompt.row.question.clone(),
-                gold: group.prompt.row.answer.text(),
-                text: rollout.text.clone(),
-                extracted: scored.verdict.answer.clone(),
-                score,
-                correct: score > config.success,
-                status: scored.verdict.status.name().to_string(),
-                finish: finish_name(rollout.sampled.finish).to_string(),
-                num_tokens: rollout.sampled.ids.len(),
-            });
+            for (number, (rollout, scored)) in group.rollouts.iter().zip(&scored).enumerate() {
+                let score = scored.accuracy.unwrap_or(0.0);
+                predictions.push(Prediction {
+                    id: group.prompt.row.id.clone(),
+                    answer: (num_answers > 1).then_some(number as u32),
+                    level: group.prompt.row.level,
+                    question: group.prompt.row.question.clone(),
+                    gold: group.prompt.row.answer.text(),
+                    text: rollout.text.clone(),
+                    extracted: scored.verdict.answer.clone(),
+                    score,
+                    correct: score > config.success,
+                    status: scored.verdict.status.name().to_string(),
+                    finish: finish_name(rollout.sampled.finish).to_string(),
+                    num_tokens: rollout.sampled.ids.len(),
+                });
+            }
         }
-        progress(predictions.len());
+        progress(first);
     }
-    Ok((summarise(&predictions), predictions))
+    Ok(predictions)
 }
 
 /// `stop` or `length`.
@@ -160,6 +263,10 @@ pub fn summarise(predictions: &[Prediction]) -> SuiteScore {
         mean_tokens: predictions.iter().map(|p| p.num_tokens).sum::<usize>() as f64 / num_rows.max(1) as f64,
         ..SuiteScore::default()
     };
+    if predictions.iter().any(|prediction| prediction.score != 0.0 && prediction.score != 1.0) {
+        let scores: Vec<f64> = predictions.iter().map(|prediction| f64::from(prediction.score)).collect();
+        score.graded = Some(statistics::bootstrap(&scores, None, 0));
+    }
     for prediction in predictions {
         let level: &mut LevelScore = score.levels.entry(prediction.level.to_string()).or_default();
         level.num_rows += 1;

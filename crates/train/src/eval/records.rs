@@ -5,6 +5,8 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use super::statistics::{self, Estimate};
+
 /// `eval.json`: scores in the order in which they were taken.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Scores {
@@ -23,9 +25,25 @@ pub struct Evaluation {
     pub suites: BTreeMap<String, SuiteScore>,
 }
 
+impl Evaluation {
+    /// The unweighted mean over tasks, each the unweighted mean over its suites; nothing for a single suite.
+    pub fn macro_average(&self) -> Option<f64> {
+        let mut tasks: BTreeMap<&str, Vec<f64>> = BTreeMap::new();
+        for (name, suite) in &self.suites {
+            let task = if suite.task.is_empty() { name } else { &suite.task };
+            tasks.entry(task).or_default().push(suite.accuracy);
+        }
+        let tasks: Vec<Vec<f64>> = tasks.into_values().collect();
+        statistics::macro_average(&tasks).filter(|_| self.suites.len() > 1)
+    }
+}
+
 /// Scores of one suite.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct SuiteScore {
+    /// The task that most of its questions belong to.
+    #[serde(skip_serializing_if = "String::is_empty", default)]
+    pub task: String,
     /// Number of questions.
     pub num_rows: usize,
     /// How many were answered right.
@@ -42,6 +60,23 @@ pub struct SuiteScore {
     pub truncated_fraction: f64,
     /// Mean tokens per answer.
     pub mean_tokens: f64,
+    /// Mean of the verifier's scores with a bootstrap interval over questions, where some are neither 0 nor 1.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub graded: Option<Estimate>,
+    /// What several drawn answers per question reached, where they were asked for.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub sampled: Option<SampledScore>,
+}
+
+/// What several drawn answers per question reached.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct SampledScore {
+    /// Answers per question.
+    pub answers: u32,
+    /// Temperature of the draws.
+    pub temperature: f32,
+    /// Chance that at least one of k answers is right, unbiased, by k; intervals are bootstraps over questions.
+    pub pass_at: BTreeMap<u32, Estimate>,
 }
 
 /// Score at one difficulty level.
@@ -60,6 +95,9 @@ pub struct LevelScore {
 pub struct Prediction {
     /// The row's id.
     pub id: String,
+    /// Which of several drawn answers it is, from 0.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub answer: Option<u32>,
     /// The row's difficulty level.
     pub level: u8,
     /// What was asked.

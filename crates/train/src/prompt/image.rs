@@ -12,6 +12,7 @@ use image::metadata::Orientation;
 use image::{DynamicImage, ImageDecoder, ImageReader, Limits};
 
 use super::error::PromptError;
+use super::resize::{Filter, Rounding, resize};
 
 /// Most pixels of one picture (about 300 MB while decoding); larger files are refused before they are decoded.
 pub const MAX_PIXELS: u64 = 100_000_000;
@@ -74,6 +75,29 @@ pub fn size(image: &ImageData) -> Option<(u32, u32)> {
             upright(Box::new(reader.into_decoder().ok()?))
         }
     }
+}
+
+/// Height and width of a picture of at most `cap` pixels (Curr-ReFT, arXiv 2503.07065): both sides over
+/// `sqrt(w h / cap)`, rounded down. Smaller pictures, and those more than twelve times as long as wide, stay as they are.
+pub fn capped(height: u32, width: u32, cap: u32) -> (u32, u32) {
+    let (h, w) = (f64::from(height), f64::from(width));
+    if h * w <= f64::from(cap) || h.max(w) / h.min(w) > 12.0 {
+        return (height, width);
+    }
+    let by = (h * w / f64::from(cap)).sqrt();
+    ((((h / by).floor()) as u32).max(1), (((w / by).floor()) as u32).max(1))
+}
+
+/// The picture, smaller if it has more pixels than `cap`. One that cannot be read is given back: whoever reads it next
+/// says what is wrong with it.
+pub fn at_most(image: &ImageData, cap: u32) -> ImageData {
+    let fits = |(width, height): (u32, u32)| capped(height, width, cap) == (height, width);
+    if size(image).is_none_or(fits) {
+        return image.clone();
+    }
+    let Ok(drawing) = load(image) else { return image.clone() };
+    let (height, width) = capped(drawing.height, drawing.width, cap);
+    ImageData::Drawn(Arc::new(resize(&drawing, width, height, Filter::Bicubic, Rounding::Pillow)))
 }
 
 /// Decodes an encoded file; `name` is for messages only.
@@ -155,6 +179,20 @@ mod tests {
 
     fn fixtures() -> std::path::PathBuf {
         concat!(env!("CARGO_MANIFEST_DIR"), "/../../fixtures/decode").into()
+    }
+
+    #[test]
+    fn large_pictures_are_capped_as_published() {
+        assert_eq!(capped(600, 800, 262_144), (443, 591));
+        assert_eq!(capped(1000, 1000, 410_000), (640, 640));
+        assert_eq!(capped(1080, 1920, 420_000), (486, 864));
+        assert_eq!(capped(100, 1300, 1000), (100, 1300), "more than twelve times as long as wide");
+        assert_eq!(capped(10, 10, 100), (10, 10));
+        let drawn = ImageData::Drawn(Arc::new(Drawing { width: 40, height: 20, rgb: vec![200; 2400] }));
+        assert_eq!(size(&at_most(&drawn, 200)), Some((20, 10)));
+        assert_eq!(at_most(&drawn, 800), drawn);
+        let missing = ImageData::Path("/no/such/picture.png".into());
+        assert_eq!((at_most(&missing, 1), size(&missing)), (missing.clone(), None));
     }
 
     #[test]

@@ -296,6 +296,26 @@ fn table(scores: &Scores) -> String {
             rows.push_str("</tr>");
         }
     }
+    let mut below = String::new();
+    for (suite, score) in &after.suites {
+        if let Some(sampled) = &score.sampled {
+            let shares: Vec<String> =
+                sampled.pass_at.iter().map(|(k, of)| format!("pass@{k} {}", percent(of.mean))).collect();
+            write!(
+                below,
+                "<p class=\"sub\">{}: {} of {} answers drawn at temperature {}.</p>",
+                escape(suite),
+                shares.join(", "),
+                sampled.answers,
+                sampled.temperature
+            )
+            .expect("text");
+        }
+    }
+    if let Some(mean) = after.macro_average() {
+        write!(below, "<p class=\"sub\">Mean over tasks, each the mean of its suites: {}.</p>", percent(mean))
+            .expect("text");
+    }
     let head = if both {
         format!("<th>{}</th><th>{}</th><th>change</th>", escape(&before.name), escape(&after.name))
     } else {
@@ -303,7 +323,7 @@ fn table(scores: &Scores) -> String {
     };
     format!(
         "<table><tr><th>suite</th><th>questions</th>{head}</tr>{rows}</table>\
-         <p class=\"sub\">Greedy decoding; intervals are 95 % (Wilson).</p>"
+         <p class=\"sub\">Greedy decoding; intervals are 95 % (Wilson).</p>{below}"
     )
 }
 

@@ -118,7 +118,7 @@ pub fn learn_step(session: &mut Session, parts: &mut Parts, lesson: &Lesson) -> 
             session.controls.queue.push(kept.place);
         }
     }
-    if let Some(places) = session.controls.queue.take(parts.selector.budget, false) {
+    if let Some(places) = session.controls.queue.take(parts.selector.budget, parts.selector.forgetful) {
         return learn_queue(session, parts, places);
     }
     let mut current = assemble_groups(session, parts, lesson)?;

@@ -67,6 +67,9 @@ pub fn resolve(file: &Path, raw: RawRecipe) -> Result<Run, TrainError> {
     }
     let seed = raw.seed.unwrap_or(0);
     let prompt = raw.prompt.clone().unwrap_or_default();
+    if prompt.max_pixels == Some(0) {
+        return Err(wrong("prompt.max_pixels must be at least 1".into(), "262144 is a published value").into());
+    }
     let mut stages: Vec<Stage> = Vec::with_capacity(raw.stage.len());
     let mut remarks = Vec::new();
     for (index, stage) in raw.stage.iter().enumerate() {
@@ -86,7 +89,7 @@ pub fn resolve(file: &Path, raw: RawRecipe) -> Result<Run, TrainError> {
         data::open(sources, &base, seed)?;
     }
     let eval = raw.eval.clone().unwrap_or_default();
-    if let Some(problem) = eval.sampling.problem() {
+    if let Some(problem) = eval.problem() {
         return Err(wrong(format!("eval: {problem}"), "see the comments of recipes/quickstart.toml").into());
     }
     let checkpoint = raw.checkpoint.clone().unwrap_or_default();

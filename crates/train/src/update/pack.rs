@@ -129,6 +129,8 @@ pub struct PackOptions {
     pub has_kl: bool,
     /// Whether the loss has an entropy term.
     pub has_entropy: bool,
+    /// Sequences of a micro-batch that has denominators of its own; the step's counts are not used then.
+    pub micro_batch: Option<usize>,
     /// Factor on all weights, for mixtures of losses that each have their own denominators.
     pub scale: f64,
     /// Sorted ids whose logit is minus infinity everywhere.
@@ -146,6 +148,7 @@ impl PackOptions {
             share_prefix: true,
             has_kl: rule.has_kl_loss(),
             has_entropy: rule.alpha != 0.0,
+            micro_batch: rule.micro_batch,
             scale: 1.0,
             banned,
         }
@@ -163,13 +166,16 @@ pub fn count(groups: &[PackGroup<'_>], count: Count) -> Counts {
 
 /// Packs groups into micro-batches, in order. Groups without gradient leave no rows; the result may be empty.
 pub fn pack(groups: &[PackGroup<'_>], counts: &Counts, options: &PackOptions) -> Result<Vec<TokenBatch>, UpdateError> {
+    let denominators = Denominators::new(groups.iter().flat_map(|group| &group.answers), counts, options);
     let mut blocks = Vec::new();
+    let mut place = 0;
     for group in groups {
         check_prompt(group.prompt)?;
         let mut children = Vec::new();
         for answer in &group.answers {
             answer.check()?;
-            children.extend(Child::new(&[], answer, counts, options));
+            children.extend(Child::new(&[], answer, &denominators, place, options));
+            place += 1;
         }
         // A group is a tree even if one answer is left: decoding cut its attention at the same place, and the
         // log-probabilities shall have the same bits.
@@ -217,14 +223,15 @@ pub fn pack_supervised(
         answer.check()?;
         answers.push(answer);
     }
+    let denominators = Denominators::new(answers.iter(), counts, options);
     let mut blocks = Vec::new();
     let mut at = 0;
     while at < rows.len() {
         let (end, prefix) = if options.share_prefix { shared_run(rows, at) } else { (at + 1, 0) };
         let tree = end - at > 1;
         let prefix = if tree { prefix } else { rows[at].prompt.ids.len() };
-        let children =
-            (at..end).filter_map(|i| Child::new(&rows[i].prompt.ids[prefix..], &answers[i], counts, options)).collect();
+        let child = |i: usize| Child::new(&rows[i].prompt.ids[prefix..], &answers[i], &denominators, i, options);
+        let children = (at..end).filter_map(child).collect();
         blocks.push(Block { prompt: rows[at].prompt, prefix, children, tree });
         at = end;
     }
@@ -275,6 +282,36 @@ struct Block<'a> {
     tree: bool,
 }
 
+/// What weights are divided by: the counts of the whole step, or those of each micro-batch.
+struct Denominators {
+    size: usize,
+    counts: Vec<Counts>,
+    /// One over the number of micro-batches, times the factor of all weights.
+    scale: f64,
+}
+
+impl Denominators {
+    fn new<'a>(answers: impl Iterator<Item = &'a PackAnswer>, step: &Counts, options: &PackOptions) -> Self {
+        let Some(size) = options.micro_batch else {
+            return Self { size: usize::MAX, counts: vec![*step], scale: options.scale };
+        };
+        let mut counts: Vec<Counts> = Vec::new();
+        for (place, answer) in answers.enumerate() {
+            if place % size == 0 {
+                counts.push(Counts::default());
+            }
+            let last = counts.last_mut().expect("pushed at the first place");
+            last.add_sequence(options.count, answer.num_loss_tokens(), answer.has_signal(), answer.injected);
+        }
+        let scale = options.scale / counts.len().max(1) as f64;
+        Self { size, counts, scale }
+    }
+
+    fn of(&self, place: usize) -> &Counts {
+        &self.counts[place / self.size]
+    }
+}
+
 /// One answer with the part of its question that is not shared, and its weights.
 struct Child<'a> {
     context: &'a [u32],
@@ -286,16 +323,22 @@ struct Child<'a> {
 
 impl<'a> Child<'a> {
     /// `None` if the answer has no gradient.
-    fn new(context: &'a [u32], answer: &'a PackAnswer, counts: &Counts, options: &PackOptions) -> Option<Self> {
+    fn new(
+        context: &'a [u32],
+        answer: &'a PackAnswer,
+        denominators: &Denominators,
+        place: usize,
+        options: &PackOptions,
+    ) -> Option<Self> {
         let sampled = !answer.injected;
         let used = answer.has_signal() || (sampled && (options.has_kl || options.has_entropy));
         if answer.masked || !used {
             return None;
         }
-        let n = answer.ids.len();
-        let weight = options.scale * counts.weight(options.reduction, n, options.max_len);
-        let kl_weight = options.scale * counts.kl_weight(options.reduction, n, options.max_len);
-        let entropy_weight = options.scale * counts.entropy_weight();
+        let (n, counts, scale) = (answer.ids.len(), denominators.of(place), denominators.scale);
+        let weight = scale * counts.weight(options.reduction, n, options.max_len);
+        let kl_weight = scale * counts.kl_weight(options.reduction, n, options.max_len);
+        let entropy_weight = scale * counts.entropy_weight();
         Some(Self {
             context,
             answer,
@@ -447,9 +490,29 @@ mod tests {
             share_prefix: true,
             has_kl: false,
             has_entropy: false,
+            micro_batch: None,
             scale: 1.0,
             banned: Arc::new([]),
         }
+    }
+
+    #[test]
+    fn micro_batches_may_have_denominators_of_their_own() {
+        let question = prompt(&[1, 2], &[], &[]);
+        let answer = |n: u32| PackAnswer::sampled((10..10 + n).collect(), vec![-1.0; n as usize], 1.0, 1.0);
+        let groups = [PackGroup { prompt: &question, answers: vec![answer(2), answer(4)] }];
+        let weights = |reduction, micro_batch| {
+            let options = PackOptions { reduction, micro_batch, ..options() };
+            let batches = pack(&groups, &count(&groups, Count::All), &options).expect("packs");
+            assert_eq!(batches.len(), 1, "how rows are packed has nothing to do with it");
+            (batches[0].weight[0], batches[0].weight[2])
+        };
+        assert_eq!(weights(Reduction::SequenceMean, None), (0.25, 0.125));
+        assert_eq!(weights(Reduction::TokenMean, None), (1.0 / 6.0, 1.0 / 6.0));
+        // Published bnpo: each micro-batch by its own tokens, then their mean.
+        assert_eq!(weights(Reduction::TokenMean, Some(1)), (0.25, 0.125));
+        assert_eq!(weights(Reduction::TokenMean, Some(2)), (1.0 / 6.0, 1.0 / 6.0));
+        assert_eq!(weights(Reduction::SequenceMean, Some(1)), (0.25, 0.125));
     }
 
     /// What a trained token is to a model: everything it sees, in order, with positions and pictures; and its columns.

@@ -34,6 +34,10 @@ pub struct RuleSpec {
     pub reduction: Option<Reduction>,
     /// Which sequences enter the denominators. The published systems count `all`.
     pub count: Count,
+    /// Sequences of a micro-batch that has denominators of its own, the micro-batches being averaged: reproduces curves of
+    /// trainers that do so. Leave it out: one denominator for the whole step lets every token count as the rule says.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub micro_batch: Option<usize>,
     /// Distance to the reference: a number (beta) or a table.
     #[serde(deserialize_with = "number_or_table")]
     pub kl: KlSpec,
@@ -133,6 +137,8 @@ pub struct Rule {
     pub reduction: Reduction,
     /// Which sequences enter the denominators.
     pub count: Count,
+    /// Sequences of a micro-batch with denominators of its own.
+    pub micro_batch: Option<usize>,
     /// The KL term.
     pub kl: KlSpec,
     /// The entropy term.
@@ -224,6 +230,9 @@ impl RuleSpec {
         if self.mask.top_entropy.is_some_and(|share| !(share > 0.0 && share <= 1.0)) {
             return refuse("mask.top_entropy is a share above 0 and at most 1");
         }
+        if self.micro_batch == Some(0) {
+            return refuse("micro_batch must be at least 1");
+        }
         let mismatch = &self.mismatch;
         if mismatch.max.is_some_and(|max| max.is_nan() || max <= mismatch.min) {
             return refuse("mismatch.max must lie above mismatch.min");
@@ -236,6 +245,7 @@ impl RuleSpec {
             surrogate,
             reduction,
             count: self.count,
+            micro_batch: self.micro_batch,
             kl: self.kl.clone(),
             entropy: self.entropy.clone(),
             mismatch: mismatch.clone(),
@@ -258,6 +268,9 @@ impl Rule {
         let mut warnings = Vec::new();
         if self.kind == RuleKind::Bnpo {
             warnings.push("bnpo is an alias: under one global denominator it is dapo with symmetric bounds");
+        }
+        if self.micro_batch.is_some() {
+            warnings.push("denominators per micro-batch, as others have them: short answers' micro-batches weigh more");
         }
         if matches!(self.surrogate, Surrogate::SequenceClip(_)) && self.reduction == Reduction::TokenMean {
             warnings.push("a sequence ratio with token_mean lets long answers dominate; gspo means sequence_mean");

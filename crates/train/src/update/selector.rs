@@ -28,6 +28,9 @@ pub struct SelectorSpec {
     pub stats_include_replaced: Option<bool>,
     /// Targets that `replay` collects before it makes a step of them.
     pub budget: Option<usize>,
+    /// `replay`: targets beyond the budget are forgotten when a step is made of the first ones, as released.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub forgetful: bool,
 }
 
 /// Who decides.
@@ -128,6 +131,8 @@ pub struct Selector {
     pub stats_include_replaced: bool,
     /// Size of a replayed step.
     pub budget: usize,
+    /// Whether a replayed step forgets the targets beyond its budget.
+    pub forgetful: bool,
 }
 
 impl SelectorSpec {
@@ -145,6 +150,7 @@ impl SelectorSpec {
             skip_all_correct: self.skip_all_correct.unwrap_or(switch),
             stats_include_replaced: self.stats_include_replaced.unwrap_or(true),
             budget: self.budget.unwrap_or(192),
+            forgetful: self.forgetful,
         }
     }
 }
