@@ -410,17 +410,19 @@ fn python_plugins_of_the_examples_score() {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let here = folder.path();
     let examples = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../examples/plugins");
-    for name in ["trl_reward.py", "my_rewards.py", "short_answers.py"] {
+    for name in ["trl_reward.py", "my_rewards.py", "short_answers.py", "similarity.py"] {
         fs::copy(examples.join(name), here.join(name)).expect("copied");
     }
     let rewards = "rewards = [ { kind = \"process\", name = \"short\", command = [\"python3\", \"short_answers.py\"] },\n\
-                   { kind = \"process\", name = \"trl\", command = [\"python3\", \"trl_reward.py\", \"my_rewards.py:only_numbers\"] } ]";
+                   { kind = \"process\", name = \"trl\", command = [\"python3\", \"trl_reward.py\", \"my_rewards.py:only_numbers\"] },\n\
+                   { kind = \"process\", name = \"similar\", command = [\"python3\", \"similarity.py\", \"0.95\", \"0.9\"] } ]";
     let numbers = "{ task = \"counting\", rows = 20, filter = { answers = [\"number\"] } }";
     fs::write(here.join("r.toml"), one_stage(numbers, rewards)).expect("written");
     succeed(&["train", "r.toml", "--out", "run"], here);
     let run = here.join("run");
     assert_eq!(column(&run, "only", "reward/unknown_fraction"), [0.0; 2]);
     assert!(column(&run, "only", "reward/short/mean").iter().all(|mean| *mean > 0.5));
+    assert_eq!(column(&run, "only", "reward/similar/mean"), [0.0; 2], "what so small a model writes is like nothing");
     let log = fs::read_to_string(run.join("plugin-trl.log")).expect("what the function printed");
     assert!(log.contains("does no harm"), "{log}");
 }
