@@ -162,11 +162,13 @@ fn a_judge_that_goes_away_is_unknown_counted_and_ends_the_run_with_a_hint() {
 
 #[test]
 fn another_foveate_is_a_judge() {
-    let folder = folder_with(
-        "[data]\ntrain = { task = \"counting\", rows = 8 }\n[[stage]]\nname = \"examples\"\nrule = { kind = \"sft\" }\n\
-         questions_per_step = 4\nsteps = 2\n",
-    );
+    let folder = tempfile::tempdir().expect("a temporary folder");
     let here = folder.path();
+    let examples = "[data]\ntrain = { task = \"counting\", rows = 8 }\n[[stage]]\nname = \"examples\"\nrule = { kind = \"sft\" }\n\
+                    questions_per_step = 4\nsteps = 2\n";
+    // What a judge is told is longer than the questions it learned from.
+    let model = MODEL.replace("max_positions = 512", "max_positions = 8192");
+    fs::write(here.join("r.toml"), format!("{model}{examples}")).expect("written");
     succeed(&["train", "r.toml", "--out", "judge"], here);
     let mut server = Command::new(env!("CARGO_BIN_EXE_foveate"))
         .args(["serve", "judge/checkpoints/step-000002", "--port", "0", "--name", "tiny"])

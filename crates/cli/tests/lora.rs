@@ -120,21 +120,13 @@ fn adapters_learn_resume_exactly_and_merge() {
     assert!(last_checkpoint(&here.join("full")).join("model.safetensors").is_file());
 }
 
-/// Stages that sample in every way there is, some of them from an adapter in a folder.
-const EVERY_WAY: &str = r#"
-name = "every-way"
-seed = 6
-precision = "f32"
-model = "base/checkpoints/step-000003"
+/// What a model learns first that is to answer with numbers at all, and what runs beside its adapters share.
+const NUMBERS: &str = r#"
 questions_per_step = 4
 answers_per_question = 4
 sampling = { temperature = 1.0, max_new_tokens = 6 }
 rewards = [ { kind = "overlong", buffer = 5 }, { kind = "accuracy", extract = "last_number" } ]
-optim = { lr = 1e-2 }
-
-[lora]
-rank = 4
-alpha = 8.0
+target = { template = "bare" }
 
 [data]
 train = { task = "counting", rows = 40, levels = [1], filter = { answers = ["number"] } }
@@ -147,8 +139,27 @@ after = false
 every = 2
 
 [[stage]]
+name = "examples"
+rule = { kind = "sft" }
+optim = { lr = 2e-3 }
+steps = 60
+"#;
+
+/// Adapters beside that model.
+const BESIDE: &str = r#"
+name = "every-way"
+seed = 6
+precision = "f32"
+model = "numbers/checkpoints/step-000060"
+lora = { rank = 4, alpha = 8.0 }
+optim = { lr = 1e-2 }
+"#;
+
+/// Stages that sample in every way there is, some of them from an adapter in a folder.
+const EVERY_WAY: &str = r#"
+[[stage]]
 name = "dynamic"
-start = "first/checkpoints/step-000009"
+start = "first/checkpoints/step-000003"
 steps = 3
 dynamic = { max_tries = 2 }
 pools = {}
@@ -162,7 +173,7 @@ rule = { kind = "grpo", kl = 0.02 }
 
 [[stage]]
 name = "parts"
-start = "first/checkpoints/step-000009"
+start = "first/checkpoints/step-000003"
 steps = 3
 target = { template = "cot" }
 start_state = { kind = "mixed", split = "sentence" }
@@ -207,10 +218,14 @@ selector = { kind = "always" }
 
 #[test]
 fn adapters_learn_under_every_selector_and_sampler() {
-    let folder = folder();
+    let folder = folder_with(NUMBERS);
     let here = folder.path();
-    succeed(&["train", "a.toml", "--out", "first"], here);
-    fs::write(here.join("e.toml"), EVERY_WAY).unwrap();
+    succeed(&["train", "r.toml", "--out", "numbers"], here);
+    let head = NUMBERS.split("[[stage]]").next().expect("what stands above the stage");
+    let examples = "[[stage]]\nname = \"examples\"\nrule = { kind = \"sft\" }\nsteps = 3\n";
+    fs::write(here.join("f.toml"), format!("{BESIDE}{head}{examples}")).unwrap();
+    succeed(&["train", "f.toml", "--out", "first"], here);
+    fs::write(here.join("e.toml"), format!("{BESIDE}{head}{EVERY_WAY}")).unwrap();
     succeed(&["train", "e.toml", "--out", "whole"], here);
     let whole = here.join("whole");
     let of = |stage: &str, metric: &str| -> Vec<f64> {

@@ -212,7 +212,6 @@ fn parts_that_do_not_fit_are_refused() {
         (open, &format!("{accuracy}\nrule = {{ mismatch = {{ mode = \"token_mask\" }} }}"), "another distribution"),
         (open, &format!("{accuracy}\ntarget = {{ temperature = 0.0 }}"), "must be above 0"),
         (open, &format!("{accuracy}\ntarget = {{ temperature = \"its\" }}"), "a number or \"same\""),
-        (open, &format!("{accuracy}\nsampling = {{ logprob_temperature = 0.0 }}"), "must be above 0"),
         (
             open,
             "target = { template = \"caption\" }\nrewards = [ { kind = \"accuracy\", extract = \"tag\" } ]\nstart_state = { kind = \"mixed\" }",
@@ -337,7 +336,7 @@ fn a_reward_that_never_varies_is_mentioned() {
 fn answers_drawn_elsewhere_are_scored_here() {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let here = folder.path();
-    let settings = "rewards = [ { kind = \"overlong\", buffer = 5 }, { kind = \"accuracy\" } ]\nselector = { kind = \"anneal\" }\n\
+    let settings = "rewards = [ { kind = \"length\", scale = 1.0 }, { kind = \"accuracy\" } ]\nselector = { kind = \"anneal\" }\n\
                     target = { template = \"answer\", temperature = \"same\" }\nrule = { kl = 0.01 }";
     let recipe = one_stage("{ task = \"counting\", rows = 20 }", settings)
         .replace("max_new_tokens = 6", "max_new_tokens = 6, temperature = 0.7, logprob_temperature = 1.0, top_k = 40");
@@ -354,7 +353,8 @@ fn answers_drawn_elsewhere_are_scored_here() {
     succeed(&[&["train", "r.toml", "--out", "corrected"], &set[..]].concat(), here);
     let corrected = here.join("corrected");
     assert_ne!(column(&corrected, "only", "optim/gradient_norm"), column(&plain, "only", "optim/gradient_norm"));
-    assert_eq!(column(&corrected, "only", "update/kl_k3")[0], column(&plain, "only", "update/kl_k3")[0]);
+    let told = refuse(&["train", "r.toml", "--out", "x", "--set", "stage.0.sampling.logprob_temperature=0.0"], here);
+    assert!(told.contains("logprob_temperature must be above 0"), "{told}");
 }
 
 /// A plug-in in shell that reads a line, finds its id and says what `reply` says with `$id`.

@@ -84,6 +84,9 @@ pub mod error;
 // What was typed, resolved.
 pub mod run;
 
+// What a stage carries from step to step.
+pub mod controls;
+
 // The models of a run.
 pub mod opening;
 

@@ -21,11 +21,13 @@ pub mod rule;
 pub mod rules;
 pub mod selector;
 pub mod statistics;
+pub mod sums;
 
 pub use advantage::{AdvantageSpec, GroupRewards};
 pub use pack::{PackAnswer, PackGroup, PackOptions};
-pub use rule::{Rule, RuleKind, RuleSpec, RuleStats, derivatives};
+pub use rule::{Rule, RuleKind, RuleSpec, derivatives};
 pub use selector::{GroupPlan, Mode, Selector, SelectorSpec};
+pub use sums::RuleStats;
 
 /// Why an update cannot be made.
 #[derive(Clone, Debug, PartialEq, Error)]

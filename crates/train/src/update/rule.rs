@@ -9,9 +9,10 @@ use super::UpdateError;
 use super::entropy::EntropySpec;
 use super::kl::{KlSpec, Place};
 use super::knob::number_or_table;
-use super::mismatch::{Gap, MismatchMode, MismatchSpec};
+use super::mismatch::{MismatchMode, MismatchSpec};
 use super::reduction::{Count, Reduction};
 use super::rules::{self, Clip, Held, Sequence, Term, cispo, gmpo, sapo, vespo};
+use super::sums::RuleStats;
 
 /// The update rule. `kind` names a preset; every other knob that is left out follows from it.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -290,96 +291,6 @@ impl Rule {
             Surrogate::Sapo(gate) => sapo::terms(sequence, gate),
             Surrogate::Vespo(shape) => vespo::terms(sequence, shape),
         }
-    }
-}
-
-/// Sums over the trained tokens of one or more micro-batches; they add over micro-batches and ranks.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct RuleStats {
-    /// Weighted loss of sampled tokens. About 0 at the first update after sampling although its gradient is not.
-    pub loss_policy: f64,
-    /// Weighted loss of supervised tokens.
-    pub loss_sft: f64,
-    /// Weighted KL loss.
-    pub loss_kl: f64,
-    /// Weighted entropy loss.
-    pub loss_entropy: f64,
-    /// Supervised tokens.
-    pub num_supervised: u64,
-    /// Ratio of trainer to sampler over sampled tokens.
-    pub gap: Gap,
-    /// Tokens (or, for sequence ratios, answers) that a lower bound holds.
-    pub num_held_low: u64,
-    /// The same for an upper bound.
-    pub num_held_high: u64,
-    /// Tokens or answers that could have been held.
-    pub num_clippable: u64,
-    /// Sum of entropies over sampled tokens.
-    pub sum_entropy: f64,
-    /// Sum of the k1 estimates against the reference.
-    pub sum_kl_k1: f64,
-    /// Sum of the k3 estimates.
-    pub sum_kl_k3: f64,
-    /// Tokens with a reference.
-    pub num_kl: u64,
-}
-
-impl RuleStats {
-    /// Adds the sums of another part.
-    pub fn merge(&mut self, other: &RuleStats) {
-        self.loss_policy += other.loss_policy;
-        self.loss_sft += other.loss_sft;
-        self.loss_kl += other.loss_kl;
-        self.loss_entropy += other.loss_entropy;
-        self.num_supervised += other.num_supervised;
-        self.gap.merge(&other.gap);
-        self.num_held_low += other.num_held_low;
-        self.num_held_high += other.num_held_high;
-        self.num_clippable += other.num_clippable;
-        self.sum_entropy += other.sum_entropy;
-        self.sum_kl_k1 += other.sum_kl_k1;
-        self.sum_kl_k3 += other.sum_kl_k3;
-        self.num_kl += other.num_kl;
-    }
-
-    /// Mean entropy over packed sampled tokens; `None` without any.
-    pub fn mean_entropy(&self) -> Option<f64> {
-        (self.gap.count > 0).then(|| self.sum_entropy / self.gap.count as f64)
-    }
-
-    /// Mean KL to the reference by k3; `None` without a reference.
-    pub fn mean_kl(&self) -> Option<f64> {
-        (self.num_kl > 0).then(|| self.sum_kl_k3 / self.num_kl as f64)
-    }
-
-    /// The whole loss.
-    pub fn loss(&self) -> f64 {
-        self.loss_policy + self.loss_sft + self.loss_kl + self.loss_entropy
-    }
-
-    /// Published metrics of one update.
-    pub fn metrics(&self, rule: &Rule) -> Vec<(&'static str, f64)> {
-        let share = |n: u64| n as f64 / self.num_clippable.max(1) as f64;
-        let mut metrics = vec![
-            ("update/loss_policy", self.loss_policy),
-            ("update/loss_sft", self.loss_sft),
-            ("update/loss_kl", self.loss_kl),
-            ("update/loss_entropy", self.loss_entropy),
-            ("update/clip_fraction", share(self.num_held_low + self.num_held_high)),
-            ("update/clip_low_fraction", share(self.num_held_low)),
-            ("update/clip_high_fraction", share(self.num_held_high)),
-        ];
-        if let Some(entropy) = self.mean_entropy() {
-            metrics.push(("update/entropy", entropy));
-            metrics.push(("update/ratio_mean", self.gap.mean_ratio()));
-            metrics.push(("update/ratio_max", self.gap.max_ratio));
-        }
-        if let Some(kl) = self.mean_kl() {
-            metrics.push(("update/kl_k3", kl));
-            metrics.push(("update/kl_k1", self.sum_kl_k1 / self.num_kl as f64));
-            metrics.push(("update/kl_beta", rule.beta));
-        }
-        metrics
     }
 }
 
