@@ -73,7 +73,7 @@ fn reply(system: &str) -> (&'static str, &'static str) {
 
 fn recipe(stages: &str) -> String {
     format!(
-        "{MODEL}questions_per_step = 2\nanswers_per_question = 3\nsampling = {{ max_new_tokens = 12 }}\n\
+        "questions_per_step = 2\nanswers_per_question = 3\nsampling = {{ max_new_tokens = 12 }}\n{MODEL}\
          [data]\ntrain = {{ task = \"counting\", rows = 2 }}\n[eval]\nbefore = false\nafter = false\n{stages}"
     )
 }
@@ -88,16 +88,15 @@ fn checker_and_refiner_share_lists_and_templates_are_learned() {
     let chat = format!("{{ url = \"{}\", model = \"m\", attempts = 1 }}", model.url);
     let folder = tempfile::tempdir().expect("a temporary folder");
     let here = folder.path();
-    // Two rows, met in every step. "last_number" lets so small a model be right by chance, which brings a template.
+    // Two rows, met in every step; so small a model is never right.
     let stages = format!(
         "[[stage]]\nname = \"switch\"\nsteps = 6\ntarget = {{ template = \"cot\" }}\nselector = {{ kind = \"any_correct\" }}\n\
          rewards = [ {{ kind = \"checker\", judge = {chat}, elements = true }},\n\
-         {{ kind = \"accuracy\", extract = \"whole\", verify = {{ number = {{ rel_tol = 0.99 }} }} }},\n\
+         {{ kind = \"accuracy\" }},\n\
          {{ kind = \"judge\", chat = {chat} }} ]\n\
          refiner = {{ writer = {chat}, elements = true, learn_template = true }}\n"
     );
-    fs::write(here.join("r.toml"), recipe(&stages.replace("extract = \"whole\"", "extract = \"flag\"")))
-        .expect("written");
+    fs::write(here.join("r.toml"), recipe(&stages)).expect("written");
     succeed(&["train", "r.toml", "--out", "run"], here);
     let run = here.join("run");
     assert_eq!(column(&run, "reward/judge/mean"), [0.5; 6]);

@@ -6,7 +6,7 @@ mod support;
 use std::fs;
 use std::path::Path;
 
-use support::{folder_with, foveate, last_checkpoint, metrics, refuse, succeed, wait_for_steps};
+use support::{MODEL, folder_with, foveate, last_checkpoint, metrics, refuse, succeed, wait_for_steps};
 
 /// A model to learn beside.
 const BASE: &str = r#"
@@ -120,14 +120,17 @@ fn adapters_learn_resume_exactly_and_merge() {
     assert!(last_checkpoint(&here.join("full")).join("model.safetensors").is_file());
 }
 
-/// What a model learns first that is to answer with numbers at all, and what runs beside its adapters share.
-const NUMBERS: &str = r#"
+/// What the stages of a model and of its adapters share: answers are numbers, read generously.
+const SHARED: &str = r#"
 questions_per_step = 4
 answers_per_question = 4
 sampling = { temperature = 1.0, max_new_tokens = 6 }
 rewards = [ { kind = "overlong", buffer = 5 }, { kind = "accuracy", extract = "last_number" } ]
 target = { template = "bare" }
+"#;
 
+/// Data of both.
+const NUMBERS: &str = r#"
 [data]
 train = { task = "counting", rows = 40, levels = [1], filter = { answers = ["number"] } }
 
@@ -137,12 +140,6 @@ after = false
 
 [checkpoint]
 every = 2
-
-[[stage]]
-name = "examples"
-rule = { kind = "sft" }
-optim = { lr = 2e-3 }
-steps = 60
 "#;
 
 /// Adapters beside that model.
@@ -218,14 +215,18 @@ selector = { kind = "always" }
 
 #[test]
 fn adapters_learn_under_every_selector_and_sampler() {
-    let folder = folder_with(NUMBERS);
+    let folder = tempfile::tempdir().expect("a temporary folder");
     let here = folder.path();
+    let examples = |steps: u32| {
+        format!(
+            "[[stage]]\nname = \"examples\"\nrule = {{ kind = \"sft\" }}\noptim = {{ lr = 2e-3 }}\nsteps = {steps}\n"
+        )
+    };
+    fs::write(here.join("r.toml"), format!("{SHARED}{MODEL}{NUMBERS}{}", examples(60))).unwrap();
     succeed(&["train", "r.toml", "--out", "numbers"], here);
-    let head = NUMBERS.split("[[stage]]").next().expect("what stands above the stage");
-    let examples = "[[stage]]\nname = \"examples\"\nrule = { kind = \"sft\" }\nsteps = 3\n";
-    fs::write(here.join("f.toml"), format!("{BESIDE}{head}{examples}")).unwrap();
+    fs::write(here.join("f.toml"), format!("{BESIDE}{SHARED}{NUMBERS}{}", examples(3))).unwrap();
     succeed(&["train", "f.toml", "--out", "first"], here);
-    fs::write(here.join("e.toml"), format!("{BESIDE}{head}{EVERY_WAY}")).unwrap();
+    fs::write(here.join("e.toml"), format!("{BESIDE}{SHARED}{NUMBERS}{EVERY_WAY}")).unwrap();
     succeed(&["train", "e.toml", "--out", "whole"], here);
     let whole = here.join("whole");
     let of = |stage: &str, metric: &str| -> Vec<f64> {
