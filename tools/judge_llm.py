@@ -4,7 +4,7 @@
     python tools/judge_llm.py path/to/foveate SMOLLM2 [--server transformers|foveate] [--policy MODEL]
 
 Starts the server (`transformers serve` from PyPI, which needs fastapi and uvicorn, or `foveate serve`), then
-1. trains four steps of DyME in full: checker, judge, lists of elements, refiner with templates, all by the language model;
+1. trains three steps of DyME in full: checker, judge, lists of elements, refiner with templates, all by the language model;
    prints what each step says about its helpers, and some of what the model said;
 2. trains again and kills the server after two steps: the rewards become unknown, are counted, and the run stops with a
    hint and exit code 2.
@@ -27,11 +27,11 @@ name = "judged"
 seed = 3
 model = "{policy}"
 questions_per_step = 2
-answers_per_question = 3
-sampling = {{ temperature = 1.0, max_new_tokens = 64 }}
+answers_per_question = 2
+sampling = {{ temperature = 1.0, max_new_tokens = 48 }}
 
 [data]
-train = {{ task = "charts", levels = [1], rows = 4, rationale = "low" }}
+train = {{ task = "charts", levels = [1], rows = 2, rationale = "low" }}
 
 [eval]
 before = false
@@ -90,7 +90,7 @@ def chat(url, model):
     """The table of a recipe."""
     return (
         f'{{ url = "{url}", model = "{model}", concurrency = 2, attempts = 2, backoff_secs = 0.2, '
-        f"timeout_secs = 300.0, max_reply_tokens = 96 }}"
+        f"timeout_secs = 300.0, max_reply_tokens = 40 }}"
     )
 
 
@@ -133,7 +133,7 @@ def main():
         try:
             settings = {"policy": args.policy, "chat": chat(url, model)}
             recipe = here / "judged.toml"
-            recipe.write_text(RECIPE.format(steps=4, share=1.0, unknown="ignore_part", **settings))
+            recipe.write_text(RECIPE.format(steps=3, share=1.0, unknown="ignore_part", **settings))
             began = time.time()
             done = subprocess.run([foveate, "train", recipe, "--out", here / "whole"], capture_output=True, text=True)
             print(f"judged by {pathlib.Path(model).name} behind {args.server}: exit {done.returncode}, "

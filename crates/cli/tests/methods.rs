@@ -345,7 +345,7 @@ fn answers_drawn_elsewhere_are_scored_here() {
     assert!(told.contains("another distribution"), "{told}");
     let plain = here.join("plain");
     assert_eq!(column(&plain, "only", "rollout/logprob_gap_max"), [0.0; 2], "recorded at 1, trained at 1");
-    for metric in ["rollout/sampler_gap_mean", "rollout/sampler_chi_square"] {
+    for metric in ["rollout/sampler_gap_mean", "rollout/sampler_kl"] {
         assert!(column(&plain, "only", metric).iter().all(|gap| *gap > 0.0), "{metric}");
     }
     assert!(column(&plain, "only", "rollout/sampler_ess").iter().all(|share| (0.0..1.0).contains(share)));
