@@ -143,7 +143,7 @@ enum Helper {
     Process(process::Process),
     Http(http::Endpoint),
     Judge(judge::Judge),
-    Checker(judge::Checker),
+    Checker(Box<judge::Checker>),
 }
 
 /// The helpers of a stage, in the order of its outside terms.
@@ -172,7 +172,7 @@ impl Outside {
                 RewardSpec::Http(s) => Helper::Http(http::Endpoint::new(s)?),
                 RewardSpec::Judge(s) => Helper::Judge(judge::Judge::new(s, around)?),
                 RewardSpec::Checker(s) => match &s.judge {
-                    Some(_) => Helper::Checker(judge::Checker::new(s, around)?),
+                    Some(_) => Helper::Checker(Box::new(judge::Checker::new(s, around)?)),
                     None => continue,
                 },
                 _ => continue,
