@@ -58,14 +58,13 @@ pub fn exchanges(row: &Map<String, Value>, field: &str, attached: &[Value]) -> R
     let (mut system, mut asked) = (String::new(), None::<Earlier>);
     let (mut marks, mut shown) = (0, 0);
     // Images named beside the conversation are marked where they belong, or belong to its first question.
-    let marked = turns.iter().any(|turn| turn.to_string().contains(MARK));
+    let marked = turns.iter().any(has_mark);
     let mut unplaced = if marked { 0 } else { attached.len() };
     let (mut earlier, mut found) = (Vec::new(), Vec::new());
     for (i, turn) in turns.iter().enumerate() {
         let place = || format!("{field}[{i}]");
         let role = ["role", "from"].iter().find_map(|key| turn.get(key)).and_then(Value::as_str);
-        let content = ["content", "value"].iter().find_map(|key| turn.get(key));
-        let (Some(role), Some(content)) = (role, content) else {
+        let (Some(role), Some(content)) = (role, content_of(turn)) else {
             return Err(Problem::new(place(), "role or content is missing", "each turn needs both, as strings"));
         };
         let (text, more) = content_parts(content, &place)?;
@@ -116,6 +115,16 @@ pub fn exchanges(row: &Map<String, Value>, field: &str, attached: &[Value]) -> R
         exchange.images = images[..seen].to_vec();
     }
     Ok(found)
+}
+
+fn content_of(turn: &Value) -> Option<&Value> {
+    ["content", "value"].iter().find_map(|key| turn.get(key))
+}
+
+/// Whether a turn says where an image belongs that is named elsewhere. What cannot be read is told of later.
+fn has_mark(turn: &Value) -> bool {
+    let parts = content_of(turn).map(|content| content_parts(content, &String::new));
+    matches!(parts, Some(Ok((text, _))) if text.contains(MARK))
 }
 
 /// Text and images of a turn's content: a string, or a list of parts.
