@@ -5,7 +5,7 @@ use std::path::Path;
 
 use foveate_kernels::bench::{self, Measured};
 use foveate_kernels::{isa, team};
-use foveate_model::{Policy, Precision};
+use foveate_model::{DeviceChoice, Policy, Precision};
 use foveate_train::source;
 use foveate_train::speed::{self, Timed, Work, shapes};
 use serde_json::json;
@@ -88,6 +88,9 @@ struct Common {
     /// Number type of matrix operands
     #[arg(long)]
     precision: Option<PrecisionArg>,
+    /// Where it computes: auto, cpu or cuda:0
+    #[arg(long, default_value = "auto")]
+    device: DeviceChoice,
     /// Rounds on the clock, after one that does not count
     #[arg(long, default_value_t = 5)]
     rounds: usize,
@@ -135,7 +138,8 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         What::Tower { common, images } => (common, Work::Tower { images: images.max(1) }, "siglip-base"),
     };
     let model = common.model.clone().unwrap_or_else(|| usual.to_string());
-    let mut policy = open(&model, common.precision)?;
+    let precision = common.precision.map_or(Precision::Auto, Precision::from);
+    let mut policy = open(&model, precision)?.on(common.device, precision)?;
     policy.set_recompute(common.recompute);
     if let Work::Group { prompt, images, .. } = work {
         let features = images * policy.description().features_per_tile;
@@ -153,6 +157,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
             "{}",
             json!({
                 "model": model, "precision": policy.operand_name(), "threads": threads,
+                "device": policy.device().map_or("cpu".to_string(), |device| device.name()),
                 "matmul": isa::matmul_path().name(), "seconds": timed.seconds, "tokens": timed.tokens,
                 "median_seconds": timed.median(), "peak_memory_gib": peak_memory_gib(),
             })
@@ -163,8 +168,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn open(model: &str, precision: Option<PrecisionArg>) -> anyhow::Result<Policy> {
-    let precision = precision.map_or(Precision::Auto, Precision::from);
+fn open(model: &str, precision: Precision) -> anyhow::Result<Policy> {
     if let Some(shape) = shapes::find(model) {
         return Ok(Policy::fresh(&shape.config, 1, precision)?);
     }
@@ -184,7 +188,10 @@ fn print_case(measured: &Measured, peak_gflops: f64, peak_gbytes: f64) {
 
 fn print_timed(model: &str, policy: &Policy, threads: usize, timed: &Timed) {
     let median = timed.median();
-    println!("{model}, {}, {threads} threads, {}", policy.operand_name(), isa::matmul_path().name());
+    match policy.device() {
+        Some(device) => println!("{model}, {}, {}", policy.operand_name(), device.name()),
+        None => println!("{model}, {}, {threads} threads, {}", policy.operand_name(), isa::matmul_path().name()),
+    }
     println!(
         "median {:.1} ms of {} rounds, {:.0} tokens/s, {:.0} GFLOP/s",
         median * 1e3,

@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 
 use bytemuck::Pod;
+use foveate_kernels::cuda::{DeviceBuffer, Number};
 use foveate_kernels::element::bf16;
 use foveate_kernels::memory::Values;
 
@@ -14,6 +15,8 @@ pub enum Buffer {
     F32(Values<f32>),
     /// Operand of the matrix unit.
     Bf16(Values<bf16>),
+    /// On a GPU, in either type.
+    Device(DeviceBuffer),
 }
 
 /// Element type of a buffer.
@@ -31,6 +34,7 @@ impl Buffer {
         match self {
             Buffer::F32(values) => values.len(),
             Buffer::Bf16(values) => values.len(),
+            Buffer::Device(values) => values.len(),
         }
     }
 
@@ -44,6 +48,8 @@ impl Buffer {
         match self {
             Buffer::F32(_) => Kind::F32,
             Buffer::Bf16(_) => Kind::Bf16,
+            Buffer::Device(values) if values.number() == Number::Bf16 => Kind::Bf16,
+            Buffer::Device(_) => Kind::F32,
         }
     }
 
@@ -52,6 +58,7 @@ impl Buffer {
         match self {
             Buffer::F32(values) => values,
             Buffer::Bf16(_) => panic!("an op received bf16 where its contract says f32"),
+            Buffer::Device(_) => panic!("an op of the CPU received a buffer of a GPU"),
         }
     }
 
@@ -60,6 +67,23 @@ impl Buffer {
         match self {
             Buffer::F32(values) => values,
             Buffer::Bf16(_) => panic!("an op received bf16 where its contract says f32"),
+            Buffer::Device(_) => panic!("an op of the CPU received a buffer of a GPU"),
+        }
+    }
+
+    /// The buffer of a GPU.
+    pub(crate) fn on_device(&self) -> &DeviceBuffer {
+        match self {
+            Buffer::Device(values) => values,
+            _ => panic!("an op of a GPU received a buffer of the CPU"),
+        }
+    }
+
+    /// The same, handed over.
+    pub(crate) fn into_device(self) -> DeviceBuffer {
+        match self {
+            Buffer::Device(values) => values,
+            _ => panic!("an op of a GPU received a buffer of the CPU"),
         }
     }
 }
@@ -105,6 +129,8 @@ impl Arena {
     pub fn give(&mut self, buffer: Buffer) {
         match buffer {
             Buffer::F32(values) => self.give_f32(values),
+            // The device keeps its memory itself.
+            Buffer::Device(values) => drop(values),
             Buffer::Bf16(values) => {
                 if values.capacity() > 0 {
                     self.held_bytes += values.capacity() * size_of::<bf16>();

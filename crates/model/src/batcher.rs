@@ -74,7 +74,8 @@ impl Batcher {
         let config = &policy.decoder().config;
         let (num_layers, key_width) = (config.num_layers, config.num_kv_heads * config.head_dim);
         let mut arena = policy.take_arena();
-        let store = Rc::new(KeyValueStore::new(&mut arena, policy.operand(), num_layers, num_rows, key_width));
+        let (device, operand) = (policy.device(), policy.operand());
+        let store = Rc::new(KeyValueStore::new(&mut arena, device, operand, num_layers, num_rows, key_width));
         policy.put_arena(arena);
         let all = 0..num_rows as u32;
         Batcher { store, free: vec![all], running: Vec::new(), next: 0 }

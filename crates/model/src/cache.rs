@@ -3,12 +3,14 @@
 //! keys is one run of memory.
 //! Knows rows; knows no prompts. Cost: two rows of key width for each token and layer.
 
-use std::cell::RefCell;
+use std::cell::{Ref, RefCell};
 
 use foveate_kernels::cpu::attention::{self, Heads, Rows};
+use foveate_kernels::cuda::Device;
 use foveate_kernels::segment::{Queries, Segment};
 
 use crate::arena::{Arena, Buffer, Kind};
+use crate::on_device::number;
 use crate::tape::same_type;
 
 /// The store. Rows are handed out by whoever decodes; a row is written once per layer, then only read.
@@ -18,12 +20,27 @@ pub struct KeyValueStore {
 }
 
 impl KeyValueStore {
-    /// Room for `num_rows` tokens in `num_layers` layers of `key_width` values.
-    pub fn new(arena: &mut Arena, kind: Kind, num_layers: usize, num_rows: usize, key_width: usize) -> Self {
-        let layers = (0..num_layers)
-            .map(|_| RefCell::new((arena.take(kind, num_rows * key_width), arena.take(kind, num_rows * key_width))))
-            .collect();
+    /// Room for `num_rows` tokens in `num_layers` layers of `key_width` values. On a GPU the heads of a row lie side by
+    /// side.
+    pub fn new(
+        arena: &mut Arena,
+        device: Option<&Device>,
+        kind: Kind,
+        num_layers: usize,
+        num_rows: usize,
+        key_width: usize,
+    ) -> Self {
+        let mut take = || match device {
+            Some(device) => Buffer::Device(device.take(number(kind), num_rows * key_width)),
+            None => arena.take(kind, num_rows * key_width),
+        };
+        let layers = (0..num_layers).map(|_| RefCell::new((take(), take()))).collect();
         Self { layers, num_rows }
+    }
+
+    /// Keys and values of a layer.
+    pub(crate) fn layer(&self, layer: usize) -> Ref<'_, (Buffer, Buffer)> {
+        self.layers[layer].borrow()
     }
 
     /// Gives the memory back.

@@ -11,7 +11,7 @@ use foveate_kernels::parallel;
 use foveate_kernels::rng::{Purpose, Stream};
 use foveate_kernels::segment::{Queries, Segment};
 
-use crate::arena::Arena;
+use crate::arena::{Arena, Buffer};
 use crate::batch::{FinishReason, PromptInput, Sampled, Tile};
 use crate::cache::KeyValueStore;
 use crate::error::ModelError;
@@ -146,7 +146,9 @@ impl Policy {
                 at += spec.max_new_tokens;
             }
         }
-        let store = Rc::new(KeyValueStore::new(arena, self.operand(), config.num_layers, at as usize, key_width));
+        let rows = at as usize;
+        let store =
+            Rc::new(KeyValueStore::new(arena, self.device(), self.operand(), config.num_layers, rows, key_width));
 
         let outcome = self.decode_all(jobs, spec, arena, &store, &mut segments, &mut answers, progress);
         if let Ok(store) = Rc::try_unwrap(store) {
@@ -317,9 +319,14 @@ impl Policy {
         let mut tape = Tape::new(self.weights(), std::mem::take(arena), self.operand(), false, false);
         let x = self.forward(&mut tape, input, positions, attend);
         let x = self.last_norm(&mut tape, x, last_rows.into());
+        let _timer = timer("head and pick");
+        if let Buffer::Device(x) = tape.value(x) {
+            let picked = self.pick_on_device(x, last_rows.len(), specs, rows, streams);
+            *arena = tape.into_arena();
+            return picked;
+        }
         let vocabulary = self.decoder().config.vocabulary;
         let width = self.decoder().config.width;
-        let _timer = timer("head and pick");
         let mut picked = vec![None; rows.len()];
         let mut logits = tape.arena().take_f32(last_rows.len().min(LOGIT_ROWS) * vocabulary);
         for first in (0..last_rows.len()).step_by(LOGIT_ROWS) {

@@ -8,6 +8,9 @@ use crate::families::{SUPPORTED, nearest};
 /// A problem with a checkpoint, a batch or the numbers.
 #[derive(Debug, thiserror::Error)]
 pub enum ModelError {
+    /// A GPU cannot do what was asked.
+    #[error("{0}")]
+    Gpu(foveate_kernels::cuda::GpuError),
     /// A file could not be read or written.
     #[error("{path}: {source}")]
     File {
@@ -90,6 +93,7 @@ impl ModelError {
     /// What the person can change.
     pub fn hint(&self) -> String {
         match self {
+            ModelError::Gpu(error) => error.hint().into(),
             ModelError::File { .. } => "check that the path exists and can be read".into(),
             ModelError::Config { hint, .. } => hint.clone(),
             ModelError::UnknownFamily { found } => {

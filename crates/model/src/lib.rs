@@ -16,17 +16,21 @@ pub mod cache;
 pub mod config;
 /// Sampling answers with a cache.
 pub mod decode;
+/// Where a model computes.
+pub mod device;
 /// What can go wrong.
 pub mod error;
 /// Model families, one file each.
 pub mod families;
 mod linear;
+mod on_device;
 /// Adapters on disk.
 pub mod peft;
 /// What a model will take.
 pub mod plan;
 /// A model that scores, learns and samples.
 pub mod policy;
+mod policy_device;
 /// Rotary positions in one or three axes.
 pub mod positions;
 pub mod profile;
@@ -42,6 +46,7 @@ pub mod weights;
 pub use adapters::AdapterSpec;
 pub use batch::{Cuts, Derivatives, FinishReason, HeadOutput, PromptInput, Sampled, Segment, Tile, TokenBatch};
 pub use decode::SampleJob;
+pub use device::DeviceChoice;
 pub use error::ModelError;
 pub use policy::{ModelDescription, Policy, Precision};
 pub use safetensors_io::SaveType;

@@ -63,9 +63,11 @@ fn product(weights: &Weights, id: LinearId, x: &Buffer, base: Option<&[f32]>, ou
                 (Buffer::F32(out), None) => Output::F32(out),
                 (Buffer::Bf16(out), None) => Output::Bf16(out),
                 (Buffer::Bf16(_), Some(_)) => panic!("a residual stream is f32"),
+                (Buffer::Device(_), _) => panic!("an op of the CPU received a buffer of a GPU"),
             };
             matmul::matmul_bf16(x, num_rows, weights.packed_forward(id), bias, output);
         }
+        Buffer::Device(_) => panic!("an op of the CPU received a buffer of a GPU"),
     }
 }
 
@@ -171,6 +173,7 @@ fn product_backward(
         match d_out {
             Buffer::F32(dy) => matmul::matmul_f32_weight_gradient(dy, x.f32(), num_rows, n, k, d_weight),
             Buffer::Bf16(dy) => matmul::matmul_bf16_weight_gradient(dy, bf16_of(x), num_rows, n, k, d_weight),
+            Buffer::Device(_) => panic!("an op of the CPU received a buffer of a GPU"),
         }
         if let Some(offset) = linear.bias {
             let d_bias = &mut gradients.flat[offset..offset + n];

@@ -15,6 +15,7 @@ use crate::batch::{Derivatives, HeadOutput, Segment, TokenBatch};
 use crate::error::ModelError;
 use crate::families::Family;
 use crate::families::decoder::Decoder;
+use crate::on_device::DeviceWeights;
 use crate::positions::Positions;
 use crate::profile::timer;
 use crate::safetensors_io::{self, SaveType};
@@ -135,12 +136,18 @@ impl Policy {
 
     /// The same model with adapters; `make` extends the flat buffer.
     pub(crate) fn grow(self, family: Family, spec: AdapterSpec, make: impl FnOnce(Vec<f32>) -> Weights) -> Policy {
-        Policy { family, weights: make(self.weights.into_master()), adapters: Some(spec), ..self }
+        let device = self.weights.device_weights().map(DeviceWeights::empty);
+        let mut weights = make(self.weights.into_master());
+        weights.set_device_weights(device);
+        Policy { family, weights, adapters: Some(spec), ..self }
     }
 
     /// The same model without adapters; `make` cuts the flat buffer.
     pub(crate) fn shrink(self, family: Family, make: impl FnOnce(Vec<f32>) -> Weights) -> Policy {
-        Policy { family, weights: make(self.weights.into_master()), adapters: None, ..self }
+        let device = self.weights.device_weights().map(DeviceWeights::empty);
+        let mut weights = make(self.weights.into_master());
+        weights.set_device_weights(device);
+        Policy { family, weights, adapters: None, ..self }
     }
 
     /// What its adapters are, if it has any.
@@ -202,7 +209,7 @@ impl Policy {
             (Some(only), None) => only.offset..only.offset + only.len,
             _ => 0..0,
         };
-        Gradients { flat: memory::zeroed(self.weights.master().len()), active }
+        Gradients { flat: memory::zeroed(self.weights.master().len()), active, on_device: None }
     }
 
     /// The name of a parameter as the checkpoint that was loaded spells it.
@@ -231,6 +238,10 @@ impl Policy {
     /// Type of matrix operands.
     pub(crate) fn operand(&self) -> Kind {
         self.operand
+    }
+
+    pub(crate) fn set_operand(&mut self, operand: Kind) {
+        self.operand = operand;
     }
 
     /// What the model is, in numbers.
@@ -364,6 +375,12 @@ impl Policy {
         let mut tape = Tape::new(&self.weights, arena, self.operand, false, false);
         let x = self.forward(&mut tape, &input, &positions, &Attend::Packed(batch.segments.clone().into()));
         let x = self.last_norm(&mut tape, x, batch.source.clone().into());
+        if let Buffer::Device(x) = tape.value(x) {
+            let output = self.head_on_device(x, batch)?.1;
+            let arena = tape.into_arena();
+            self.put_arena(arena);
+            return Ok(output);
+        }
         let mut lse = vec![0.0; batch.target.len()];
         let output = self.head_forward(tape.value(x), batch, &mut lse);
         let arena = tape.into_arena();
@@ -387,6 +404,17 @@ impl Policy {
         let mut tape = Tape::new(&self.weights, arena, self.operand, true, self.recompute);
         let x = self.forward(&mut tape, &input, &positions, &Attend::Packed(batch.segments.clone().into()));
         let x = self.last_norm(&mut tape, x, batch.source.clone().into());
+        if let Buffer::Device(states) = tape.value(x) {
+            let (columns, output) = self.head_on_device(states, batch)?;
+            let derivatives = rule(&output);
+            let d_x = self.head_backward_on_device(states, &columns, &derivatives, gradients);
+            tape.seed(x, d_x);
+            tape.backward(gradients);
+            let arena = tape.into_arena();
+            self.check_device()?;
+            self.put_arena(arena);
+            return Ok(output);
+        }
         let mut lse = tape.arena().take_f32(batch.target.len());
         let output = self.head_forward(tape.value(x), batch, &mut lse);
         let derivatives = rule(&output);

@@ -2,6 +2,8 @@
 //! backwards. Knows ops and buffers; knows no architecture.
 //! Cost: one entry per op; values inside a block are freed when the block ends, unless they are needed backwards.
 
+mod device;
+
 use std::rc::Rc;
 
 use foveate_kernels::cpu::activation::Activation;
@@ -10,6 +12,7 @@ use foveate_kernels::cpu::head_norm::{self, NormedHeads};
 use foveate_kernels::cpu::interpolate::{self, Interpolation};
 use foveate_kernels::cpu::rope::RopeTable;
 use foveate_kernels::cpu::{activation, attention, elementwise, embed, layer_scale, norm, pixel_shuffle, rope, sums};
+use foveate_kernels::cuda::ops;
 use foveate_kernels::element::bf16;
 use foveate_kernels::memory::Values;
 use foveate_kernels::segment::{Queries, Segment};
@@ -29,6 +32,7 @@ macro_rules! typed {
         match $buffer {
             $crate::arena::Buffer::F32($x) => $body,
             $crate::arena::Buffer::Bf16($x) => $body,
+            $crate::arena::Buffer::Device(_) => panic!("an op of the CPU received a buffer of a GPU"),
         }
     };
 }
@@ -109,6 +113,7 @@ enum Op<'w> {
     PixelShuffle { x: Var, shuffle: Shuffle },
     Gather { x: Var, rows: Rc<[u32]>, depth: usize },
     Block { x: Var, run: BlockFn<'w> },
+    OnDevice(device::DeviceOp),
 }
 
 impl Op<'_> {
@@ -133,7 +138,7 @@ impl Op<'_> {
             Op::Place { .. } => "place, backward",
             Op::PixelShuffle { .. } => "pixel shuffle, backward",
             Op::Gather { .. } => "gather, backward",
-            Op::Block { .. } => return None,
+            Op::Block { .. } | Op::OnDevice(_) => return None,
         })
     }
 }
@@ -155,6 +160,8 @@ pub struct Tape<'w> {
     record: bool,
     recompute: bool,
     operand: Kind,
+    /// Where the model is on a GPU: what its ops share.
+    on: Option<device::OnDevice>,
 }
 
 impl<'w> Tape<'w> {
@@ -171,6 +178,7 @@ impl<'w> Tape<'w> {
             record,
             recompute,
             operand,
+            on: weights.device_weights().map(|weights| device::OnDevice::new(&weights.device)),
         }
     }
 
@@ -228,6 +236,9 @@ impl<'w> Tape<'w> {
 
     /// A constant: pixels, or features made elsewhere.
     pub fn constant(&mut self, buffer: Buffer) -> Var {
+        if self.on.is_some() {
+            return self.device_constant(buffer);
+        }
         self.push(buffer, false)
     }
 
@@ -266,6 +277,9 @@ impl<'w> Tape<'w> {
 
     /// Rows of an embedding table: `[ids, D]` in f32.
     pub fn embed(&mut self, table: ParamId, ids: Rc<[u32]>) -> Var {
+        if self.on.is_some() {
+            return self.device_embed(table, ids);
+        }
         let _timer = timer("embed");
         let depth = *self.weights.infos()[table.0].shape.last().expect("a table has two axes");
         let mut out = self.arena.take_f32(ids.len() * depth);
@@ -291,6 +305,9 @@ impl<'w> Tape<'w> {
     }
 
     fn linear_to(&mut self, x: Var, id: LinearId, residual: Option<Var>, kind: Kind) -> Var {
+        if self.on.is_some() {
+            return self.device_linear(x, id, residual, kind);
+        }
         let _timer = timer("linear");
         let linear = self.weights.linear(id);
         let num_rows = self.value(x).len() / linear.k;
@@ -321,6 +338,9 @@ impl<'w> Tape<'w> {
 
     /// Root-mean-square norm of an f32 stream, as operand.
     pub fn rms_norm(&mut self, x: Var, weight: ParamId, eps: f32) -> Var {
+        if self.on.is_some() {
+            return self.device_rms_norm(x, weight, eps);
+        }
         let _timer = timer("rms norm");
         let (kind, len) = (self.operand, self.value(x).len());
         let depth = self.weights.tensor(weight).len();
@@ -344,6 +364,9 @@ impl<'w> Tape<'w> {
     }
 
     fn layer_norm_to(&mut self, x: Var, weight: ParamId, bias: ParamId, eps: f32, kind: Kind) -> Var {
+        if self.on.is_some() {
+            return self.device_layer_norm(x, weight, bias, eps, kind);
+        }
         let _timer = timer("layer norm");
         let len = self.value(x).len();
         let num_rows = len / self.weights.tensor(weight).len();
@@ -359,6 +382,9 @@ impl<'w> Tape<'w> {
 
     /// Root-mean-square norm of every query and key head of a fused row tensor, each kind with its own weight.
     pub fn head_norm(&mut self, x: Var, heads: NormedHeads, queries: ParamId, keys: ParamId, eps: f32) -> Var {
+        if self.on.is_some() {
+            return self.device_head_norm(x, heads, [queries, keys], eps);
+        }
         let _timer = timer("head norm");
         let (kind, len) = (self.value(x).kind(), self.value(x).len());
         let mut out = self.arena.take(kind, len);
@@ -373,6 +399,9 @@ impl<'w> Tape<'w> {
 
     /// Rotates the first `heads` heads of every row in place (queries and keys of a fused row); `x` is used up.
     pub fn rope(&mut self, x: Var, width: usize, heads: usize, head_dim: usize, table: Rc<RopeTable>) -> Var {
+        if self.on.is_some() {
+            return self.device_rope(x, width, heads, head_dim, table);
+        }
         let _timer = timer("rope");
         let mut buffer = self.take_value(x);
         typed!(&mut buffer, x => rope::rope(x, width, 0, heads, head_dim, &table, false));
@@ -383,6 +412,9 @@ impl<'w> Tape<'w> {
 
     /// Attention of a fused `[T, (Hq + 2 Hkv) d]` row tensor; `layer` names the store's layer while decoding.
     pub fn attention(&mut self, qkv: Var, heads: Heads, attend: &Attend, layer: usize) -> Var {
+        if self.on.is_some() {
+            return self.device_attention(qkv, heads, attend, layer);
+        }
         let _timer = timer("attention");
         let (query_width, key_width) = (heads.num_heads * heads.head_dim, heads.num_kv_heads * heads.head_dim);
         let stride = query_width + 2 * key_width;
@@ -417,6 +449,9 @@ impl<'w> Tape<'w> {
 
     /// A plain activation.
     pub fn activation(&mut self, x: Var, kind: Activation) -> Var {
+        if self.on.is_some() {
+            return self.device_activation(x, kind);
+        }
         let _timer = timer("activation");
         let mut out = self.arena.take(self.value(x).kind(), self.value(x).len());
         same_type!((self.value(x), x), (&mut out, y) => activation::activation(kind, x, y));
@@ -427,6 +462,9 @@ impl<'w> Tape<'w> {
 
     /// `act(gate) * up` of a fused `[T, 2F]` row tensor.
     pub fn gated(&mut self, x: Var, kind: Activation, width: usize) -> Var {
+        if self.on.is_some() {
+            return self.device_gated(x, kind, width);
+        }
         let _timer = timer("gated");
         let mut out = self.arena.take(self.value(x).kind(), self.value(x).len() / 2);
         same_type!((self.value(x), x), (&mut out, y) => activation::gated(kind, x, width, y));
@@ -437,6 +475,9 @@ impl<'w> Tape<'w> {
 
     /// `stream + scale * branch`, the scale channel by channel, in f32.
     pub fn layer_scale(&mut self, branch: Var, scale: ParamId, stream: Var) -> Var {
+        if self.on.is_some() {
+            return self.device_layer_scale(branch, scale, stream);
+        }
         let _timer = timer("layer scale");
         let mut out = self.arena.take_f32(self.value(stream).len());
         elementwise::convert(self.value(stream).f32(), &mut out);
@@ -450,6 +491,9 @@ impl<'w> Tape<'w> {
 
     /// An f32 stream, rounded to the type of matrix operands.
     pub fn as_operand(&mut self, x: Var) -> Var {
+        if self.on.is_some() {
+            return self.device_as_operand(x);
+        }
         let _timer = timer("as operand");
         let (kind, len) = (self.operand, self.value(x).len());
         let mut out = self.arena.take(kind, len);
@@ -462,6 +506,9 @@ impl<'w> Tape<'w> {
 
     /// Adds row `rows[i]` of a learned table to row `i`, in place; `x` is used up.
     pub fn add_table_rows(&mut self, x: Var, table: ParamId, rows: Rc<[u32]>) -> Var {
+        if self.on.is_some() {
+            return self.device_add_table_rows(x, table, rows);
+        }
         let _timer = timer("add table rows");
         let depth = *self.weights.infos()[table.0].shape.last().expect("a table has two axes");
         let mut buffer = self.take_value(x);
@@ -473,6 +520,9 @@ impl<'w> Tape<'w> {
 
     /// Adds `features[i]` to row `rows[i]` of an f32 stream, in place; `x` is used up.
     pub fn add_rows(&mut self, x: Var, features: Var, rows: Rc<[u32]>, depth: usize) -> Var {
+        if self.on.is_some() {
+            return self.device_add_rows(x, features, rows, depth);
+        }
         let _timer = timer("add rows");
         let mut buffer = self.take_value(x);
         embed::scatter_rows_add(self.value(features).f32(), &rows, depth, buffer.f32_mut());
@@ -489,6 +539,9 @@ impl<'w> Tape<'w> {
         to: (usize, usize),
         kind: Interpolation,
     ) -> Var {
+        if self.on.is_some() {
+            return self.device_interpolate(table, [from.0, from.1], [to.0, to.1], kind);
+        }
         let _timer = timer("interpolate");
         let depth = self.weights.infos()[table.0].len / (from.0 * from.1);
         let mut out = self.arena.take_f32(to.0 * to.1 * depth);
@@ -501,6 +554,9 @@ impl<'w> Tape<'w> {
 
     /// A grid of features of `from` rows and columns, resampled bilinearly to `to` rows and columns, in f32.
     pub fn resample(&mut self, x: Var, from: (usize, usize), to: (usize, usize), depth: usize) -> Var {
+        if self.on.is_some() {
+            return self.device_resample(x, [from.0, from.1], [to.0, to.1], depth);
+        }
         let _timer = timer("resample");
         let mut out = self.arena.take_f32(to.0 * to.1 * depth);
         let (grid, kind) = (self.value(x).f32(), Interpolation::Bilinear);
@@ -512,6 +568,9 @@ impl<'w> Tape<'w> {
 
     /// Puts image features in the place of their placeholders, in place; `text` is used up.
     pub fn place(&mut self, text: Var, features: Var, rows: Rc<[u32]>, depth: usize) -> Var {
+        if self.on.is_some() {
+            return self.device_place(text, features, rows, depth);
+        }
         let _timer = timer("place");
         let mut buffer = self.take_value(text);
         embed::place_rows(self.value(features).f32(), &rows, depth, buffer.f32_mut());
@@ -522,6 +581,9 @@ impl<'w> Tape<'w> {
 
     /// Squares of neighbouring patches become one wide feature.
     pub fn pixel_shuffle(&mut self, x: Var, shuffle: Shuffle) -> Var {
+        if self.on.is_some() {
+            return self.device_pixel_shuffle(x, shuffle);
+        }
         let _timer = timer("pixel shuffle");
         let mut out = self.arena.take(self.value(x).kind(), self.value(x).len());
         let Shuffle { tiles, height, width, depth, factor } = shuffle;
@@ -534,6 +596,9 @@ impl<'w> Tape<'w> {
 
     /// Some rows of an f32 stream, repeats allowed.
     pub fn gather(&mut self, x: Var, rows: Rc<[u32]>, depth: usize) -> Var {
+        if self.on.is_some() {
+            return self.device_gather(x, rows, depth);
+        }
         let _timer = timer("gather");
         let mut out = self.arena.take_f32(rows.len() * depth);
         embed::gather_rows(self.value(x).f32(), &rows, depth, &mut out);
@@ -557,6 +622,7 @@ impl<'w> Tape<'w> {
         let slot = &mut self.gradients[var.0 as usize];
         match slot {
             None => *slot = Some(gradient),
+            Some(Buffer::Device(sum)) => ops::elementwise::add(sum.all(), gradient.on_device().all()),
             Some(sum) => {
                 same_type!((sum, sum), (&gradient, more) => sums::add_elements(sum, more));
                 self.arena.give(gradient);
@@ -592,6 +658,7 @@ impl<'w> Tape<'w> {
     fn step_back(&mut self, out: Var, op: Op<'w>, mut d_out: Buffer, gradients: &mut Gradients) {
         let _timer = op.backward_name().map(timer);
         match op {
+            Op::OnDevice(op) => self.device_step_back(out, op, d_out.into_device(), gradients),
             Op::Block { x, run } => {
                 // Run it again, recording this time; the new entries are replayed next.
                 self.free(out);
@@ -819,5 +886,6 @@ pub(crate) fn bf16_of(buffer: &Buffer) -> &[bf16] {
     match buffer {
         Buffer::Bf16(values) => values,
         Buffer::F32(_) => panic!("an op received f32 where its contract says bf16"),
+        Buffer::Device(_) => panic!("an op of the CPU received a buffer of a GPU"),
     }
 }

@@ -6,9 +6,12 @@ use std::ops::Range;
 use std::sync::{Mutex, OnceLock, PoisonError};
 
 use foveate_kernels::cpu::matmul::PackedMatrix;
+use foveate_kernels::cuda::{Device, DeviceBuffer, Number};
 use foveate_kernels::rng::{Purpose, Stream};
 use foveate_kernels::{memory, parallel};
 use rayon::prelude::*;
+
+use crate::on_device::DeviceWeights;
 
 /// Which third of a vision-language model a parameter belongs to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -151,17 +154,42 @@ pub struct Adapter {
 }
 
 /// Parameters accumulate their gradients here, at the same offsets as in the flat buffer.
-#[derive(Clone, Debug, Default)]
+#[derive(Debug, Default)]
 pub struct Gradients {
     /// One value a parameter; zero where nothing learns.
     pub flat: Vec<f32>,
     /// From the first value that learns to behind the last: the rest is never touched and takes no memory.
     pub active: Range<usize>,
+    /// What a GPU has added up since [`Gradients::collect`].
+    pub(crate) on_device: Option<DeviceBuffer>,
 }
 
 impl Gradients {
+    /// Adds what a GPU has summed to `flat`; nothing to do on the CPU. Waits for the device, whose errors the next pass
+    /// tells.
+    pub fn collect(&mut self) {
+        if let Some(sums) = self.on_device.take() {
+            let more: Vec<f32> = sums.part(self.active.clone()).download();
+            for (sum, more) in self.flat[self.active.clone()].iter_mut().zip(more) {
+                *sum += more;
+            }
+        }
+    }
+
+    /// Makes room on a GPU, zeroed, unless there is some.
+    pub(crate) fn make_on_device(&mut self, device: &Device) {
+        let len = self.flat.len();
+        self.on_device.get_or_insert_with(|| device.zeroed(Number::F32, len));
+    }
+
+    /// What a GPU adds to.
+    pub(crate) fn on_device(&self) -> &DeviceBuffer {
+        self.on_device.as_ref().expect("made when the backward pass began")
+    }
+
     /// Back to zero, keeping the memory.
     pub fn clear(&mut self) {
+        self.on_device = None;
         parallel::for_rows(&mut self.flat[self.active.clone()], 1, 1 << 16, |_, chunk| chunk.fill(0.0));
     }
 }
@@ -356,6 +384,7 @@ impl Layout {
             owners,
             base,
             dropout: None,
+            device: None,
         }
     }
 }
@@ -403,9 +432,26 @@ pub struct Weights {
     adapters_on: bool,
     base: usize,
     dropout: Option<Dropout>,
+    device: Option<DeviceWeights>,
 }
 
 impl Weights {
+    /// The copy on a GPU, if the model works on one.
+    pub(crate) fn device_weights(&self) -> Option<&DeviceWeights> {
+        self.device.as_ref()
+    }
+
+    /// Works on a GPU from now on, or on the CPU.
+    pub(crate) fn set_device_weights(&mut self, device: Option<DeviceWeights>) {
+        self.device = device;
+    }
+
+    fn forget_on_device(&mut self) {
+        if let Some(device) = &mut self.device {
+            device.forget();
+        }
+    }
+
     /// Names, shapes and places, in memory order.
     pub fn infos(&self) -> &[ParamInfo] {
         &self.infos
@@ -418,6 +464,7 @@ impl Weights {
 
     /// The flat buffer, to be changed; all packed copies are made anew afterwards.
     pub fn master_mut(&mut self) -> &mut [f32] {
+        self.forget_on_device();
         for index in 0..self.packed.len() {
             self.forget_packed(index);
         }
@@ -426,6 +473,7 @@ impl Weights {
 
     /// Part of the flat buffer, to be changed; only packed copies of matrices in it are made anew.
     pub fn range_mut(&mut self, range: Range<usize>) -> &mut [f32] {
+        self.forget_on_device();
         for index in 0..self.linears.len() {
             let linear = &self.linears[index];
             if linear.offset < range.end && range.start < linear.offset + linear.n * linear.k {
@@ -470,6 +518,7 @@ impl Weights {
 
     /// One parameter, to be changed.
     pub fn tensor_mut(&mut self, id: ParamId) -> &mut [f32] {
+        self.forget_on_device();
         for position in 0..self.owners[id.0].len() {
             self.forget_packed(self.owners[id.0][position]);
         }
@@ -544,6 +593,7 @@ impl Weights {
 
     /// Adds every adapter into its matrix and sets it back to zero: same function, no extra products.
     pub fn merge_adapters(&mut self) {
+        self.forget_on_device();
         for index in 0..self.linears.len() {
             for adapter in self.adapters[index].clone() {
                 let (k, rank) = (self.linears[index].k, adapter.rank);
@@ -576,6 +626,7 @@ impl Weights {
     }
 
     fn fill_from(&mut self, first: usize, seed: u64) {
+        self.forget_on_device();
         for packed in &mut self.packed {
             *packed = Packed::default();
         }

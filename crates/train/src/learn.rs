@@ -59,6 +59,7 @@ pub fn learn(
             return Err(refuse(session, "the loss", &batches[place..=place])?);
         }
     }
+    gradients.collect();
     let stage = session.current();
     // By the place in the stage, not by the steps made: a step without anything to learn must not delay the schedule.
     let updates = u64::from(stage.updates);

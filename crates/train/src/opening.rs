@@ -3,7 +3,7 @@
 
 use std::path::Path;
 
-use foveate_model::Policy;
+use foveate_model::{DeviceChoice, Policy};
 
 use crate::checkpoint::CheckpointError;
 use crate::checkpoint::durable::{read_file, write_file};
@@ -56,7 +56,7 @@ fn texts(rows: &Dataset, stage: &Stage) -> Vec<String> {
 pub fn base_policy(run: &Run, home: &ModelSource) -> Result<Policy, TrainError> {
     match &run.model {
         ModelRef::Named(_) => {
-            let policy = home.load(run.precision)?;
+            let policy = on_device(run, home.load(run.precision)?)?;
             Ok(match &run.lora {
                 None => policy.merged()?,
                 Some(_) if policy.adapters().is_some() => policy,
@@ -67,7 +67,7 @@ pub fn base_policy(run: &Run, home: &ModelSource) -> Result<Policy, TrainError> 
             let path = home.folder.join("config.json");
             let config = serde_json::from_slice(&read_file(&path)?)
                 .map_err(|error| CheckpointError::Damaged { path, reason: error.to_string() })?;
-            Ok(Policy::fresh(&config, run.seed, run.precision)?)
+            on_device(run, Policy::fresh(&config, run.seed, run.precision)?)
         }
     }
 }
@@ -75,5 +75,11 @@ pub fn base_policy(run: &Run, home: &ModelSource) -> Result<Policy, TrainError> 
 /// The model in a folder that a stage starts from; an adapter is merged into its model.
 pub fn open_folder(run: &Run, folder: &Path) -> Result<Policy, TrainError> {
     let source = source::find(&run.base, &folder.to_string_lossy())?;
-    Ok(source.load(run.precision)?.merged()?)
+    on_device(run, source.load(run.precision)?.merged()?)
+}
+
+/// The model where the run computes.
+fn on_device(run: &Run, policy: Policy) -> Result<Policy, TrainError> {
+    let choice = run.device.parse::<DeviceChoice>().unwrap_or_default();
+    Ok(policy.on(choice, run.precision)?)
 }

@@ -45,7 +45,11 @@ pub fn measured(check: &str, model: &str, value: impl std::fmt::Display) {
     println!("measured | {check} | {model} | {value}");
 }
 
+/// Where the fixtures lie; a test binary that was carried to another machine is told by `FOVEATE_FIXTURES`.
 pub fn fixtures() -> PathBuf {
+    if let Some(folder) = std::env::var_os("FOVEATE_FIXTURES") {
+        return folder.into();
+    }
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../fixtures")
 }
 

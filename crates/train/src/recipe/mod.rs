@@ -44,7 +44,8 @@ pub struct RawRecipe {
     /// Where the run starts: `"minnow"` (built in), a folder in Hugging Face layout, a folder with a PEFT adapter, or a
     /// new model. With `[lora]` an adapter goes on learning, without it is merged into the model first.
     pub model: ModelRef,
-    /// Where it computes: `cpu` or `auto`.
+    /// Where it computes: `cpu`, `cuda:0` (the first NVIDIA GPU) or `auto`. `auto` is the CPU until the GPU's results have
+    /// been seen on a GPU (docs/gpu.md).
     pub device: Option<String>,
     /// Number type of matrix operands: `auto`, `bf16`, `f32`. `auto` is bf16 where the machine is fast at it.
     pub precision: Option<Precision>,

@@ -3,7 +3,7 @@
 
 use std::path::{Path, PathBuf};
 
-use foveate_model::{Trainable, peft};
+use foveate_model::{DeviceChoice, Trainable, peft};
 
 use super::check;
 use super::{Run, Stage, Start, TestData};
@@ -35,11 +35,7 @@ pub fn resolve(file: &Path, raw: RawRecipe) -> Result<Run, TrainError> {
     check_name(&raw.name).map_err(|message| wrong(message, "use letters, digits, - and _"))?;
     let base = file.parent().unwrap_or(Path::new("")).to_path_buf();
     let device = raw.device.clone().unwrap_or_else(|| "auto".to_string());
-    if !["auto", "cpu"].contains(&device.as_str()) {
-        return Err(
-            wrong(format!("device = \"{device}\" is not available in this build"), "use \"auto\" or \"cpu\"").into()
-        );
-    }
+    device.parse::<DeviceChoice>().map_err(|message| wrong(message, "use \"auto\", \"cpu\" or \"cuda:0\""))?;
     match &raw.model {
         ModelRef::New { new } => new.check()?,
         ModelRef::Named(name) => {

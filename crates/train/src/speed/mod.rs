@@ -116,6 +116,7 @@ fn learning(policy: &mut Policy, work: Work, rounds: usize) -> Result<Timed, Mod
         for batch in &batches {
             policy.accumulate_gradients(batch, gradients, &mut rule)?;
         }
+        gradients.collect();
         if !tower_only {
             let _timer = foveate_model::profile::timer("norm and AdamW");
             let norm = optim.norm(policy, gradients);

@@ -1,4 +1,4 @@
-//! AdamW and the sum of squares of gradients.
+//! AdamW and the sum of squares of gradients. Called by tests alone so far: the optimiser of a run is on the host (docs/gpu.md).
 //! Cost: one pass over weights, gradients and moments; the sums bring 8 bytes per 16 Ki values to the host.
 
 use super::{NULL, flat, is_f32, u64_of};

@@ -1,0 +1,131 @@
+//! A policy on a GPU: which device, the head's two passes, and the choice of tokens.
+//! What crosses between host and device: ids, rows and pictures down; log-probabilities up, two derivatives per trained
+//! token down; drawn tokens up; once an optimiser step gradients up and weights down, since the optimiser itself runs on
+//! the host.
+//! Knows the head and the sampler; knows no rules. Cost: waits for the device once per pass.
+
+use foveate_kernels::cuda::ops::head::{self, Columns, Draw};
+use foveate_kernels::cuda::{Device, DeviceBuffer, Number};
+use foveate_kernels::rng::Stream;
+
+use crate::arena::{Buffer, Kind};
+use crate::batch::{Derivatives, HeadOutput, TokenBatch};
+use crate::error::ModelError;
+use crate::on_device::DeviceWeights;
+use crate::policy::{Policy, Precision};
+use crate::sampling::{Picked, SamplingSpec, pick};
+use crate::weights::Gradients;
+
+/// Rows of logits that exist at once while sampling.
+const LOGIT_ROWS: usize = 256;
+
+impl Policy {
+    /// Works on a device from now on. `Precision::Auto` is bf16 there.
+    pub fn use_device(&mut self, device: Device, precision: Precision) {
+        let operand = match precision {
+            Precision::F32 => Kind::F32,
+            Precision::Bf16 | Precision::Auto => Kind::Bf16,
+        };
+        self.set_operand(operand);
+        self.weights_mut().set_device_weights(Some(DeviceWeights::new(device, operand)));
+    }
+
+    /// The device that it works on; none is the CPU.
+    pub fn device(&self) -> Option<&Device> {
+        self.weights().device_weights().map(|weights| &weights.device)
+    }
+
+    /// The first error since the last question.
+    pub(crate) fn check_device(&self) -> Result<(), ModelError> {
+        self.device().map_or(Ok(()), Device::check).map_err(ModelError::Gpu)
+    }
+
+    /// Log-probability and entropy of the trained tokens from their hidden states.
+    pub(crate) fn head_on_device(
+        &self,
+        x: &DeviceBuffer,
+        batch: &TokenBatch,
+    ) -> Result<(Columns, HeadOutput), ModelError> {
+        let columns = Columns::new(x.device(), &batch.target, &batch.inv_temperature, &batch.banned);
+        head::head_logprob(x.all(), self.weights().matrix_on_device(self.decoder().head), &columns);
+        let (logprob, entropy) = columns.results();
+        self.check_device()?;
+        Ok((columns, HeadOutput { logprob, entropy }))
+    }
+
+    /// Gradient of the hidden states; the head's weight adds its own to `gradients`.
+    pub(crate) fn head_backward_on_device(
+        &self,
+        x: &DeviceBuffer,
+        columns: &Columns,
+        derivatives: &Derivatives,
+        gradients: &mut Gradients,
+    ) -> Buffer {
+        let device = x.device();
+        gradients.make_on_device(device);
+        let weights = self.weights();
+        let id = self.decoder().head;
+        let linear = weights.linear(id);
+        let sum = weights
+            .linear_is_trainable(id)
+            .then(|| gradients.on_device().part(linear.offset..linear.offset + linear.n * linear.k));
+        let d_x = device.take(x.number(), x.len());
+        let Derivatives { by_logprob, by_entropy } = derivatives;
+        let matrix = weights.matrix_on_device(id);
+        head::head_logprob_backward(x.all(), matrix, columns, by_logprob, by_entropy, d_x.all(), sum);
+        Buffer::Device(d_x)
+    }
+
+    /// One pick for each `(rows[i], specs[i], streams[i])` from hidden states of `num_rows` rows. Plain and greedy draws
+    /// are made on the device; where tokens are cut off by rank or mass, or answers have bans of their own, the logits
+    /// come to the host.
+    pub(crate) fn pick_on_device(
+        &self,
+        x: &DeviceBuffer,
+        num_rows: usize,
+        specs: &[&SamplingSpec],
+        rows: &[u32],
+        streams: &[(Stream, u32)],
+    ) -> Result<Vec<Picked>, ModelError> {
+        let config = &self.decoder().config;
+        let (vocabulary, width) = (config.vocabulary, config.width);
+        let weight = self.weights().matrix_on_device(self.decoder().head);
+        let Some(first_spec) = specs.first() else { return Ok(Vec::new()) };
+        let simple = |spec: &&SamplingSpec| {
+            spec.top_k == 0 && spec.top_p >= 1.0 && spec.min_p <= 0.0 && spec.banned == first_spec.banned
+        };
+        let here = specs.iter().all(simple);
+        let banned: &[u32] = if here { &first_spec.banned } else { &[] };
+        let mut picked = vec![None; rows.len()];
+        let logits = x.device().take(Number::F32, num_rows.min(LOGIT_ROWS) * vocabulary);
+        for first in (0..num_rows).step_by(LOGIT_ROWS) {
+            let last = (first + LOGIT_ROWS).min(num_rows);
+            let block = logits.part(0..(last - first) * vocabulary);
+            head::head_logits(x.part(first * width..last * width), weight, width, banned, block);
+            let asked: Vec<usize> =
+                (0..rows.len()).filter(|index| (first..last).contains(&(rows[*index] as usize))).collect();
+            if here {
+                let draw = |index: &usize| Draw {
+                    row: rows[*index] - first as u32,
+                    greedy: specs[*index].temperature <= 0.0,
+                    inv_temperature: specs[*index].inv_temperature(),
+                    stream: streams[*index].0,
+                    position: streams[*index].1,
+                };
+                let draws: Vec<Draw> = asked.iter().map(draw).collect();
+                for (index, (id, logprob, entropy)) in asked.into_iter().zip(head::pick(block, vocabulary, &draws)) {
+                    picked[index] = Some(Picked { id, logprob, entropy });
+                }
+            } else {
+                let values = block.download::<f32>();
+                for index in asked {
+                    let row = &values[(rows[index] as usize - first) * vocabulary..][..vocabulary];
+                    let (stream, position) = &streams[index];
+                    picked[index] = Some(pick(row, specs[index], stream, *position));
+                }
+            }
+        }
+        self.check_device()?;
+        Ok(picked.into_iter().map(|picked| picked.expect("every row was visited")).collect())
+    }
+}
