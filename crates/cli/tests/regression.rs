@@ -12,9 +12,10 @@ use support::{folder_with, foveate, succeed, text};
 fn a_closed_pipe_ends_printing_without_a_panic() {
     let folder = folder_with("");
     for command in [&["doctor"][..], &["data", "audit", "{ task = \"counting\", rows = 200 }"]] {
-        let mut child = foveate(command, folder.path()).stderr(Stdio::piped()).spawn().unwrap();
-        // As `head` does once it has seen enough.
-        drop(child.stdout.take());
+        // As `head` does once it has seen enough; closed before the program starts, so that it cannot be faster.
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        let mut child = foveate(command, folder.path()).stdout(writer).stderr(Stdio::piped()).spawn().unwrap();
         let mut told = String::new();
         child.stderr.take().unwrap().read_to_string(&mut told).unwrap();
         assert_eq!((child.wait().unwrap().code(), told.as_str()), (Some(141), ""), "{command:?}");
