@@ -77,8 +77,8 @@ impl Policy {
     }
 
     /// One pick for each `(rows[i], specs[i], streams[i])` from hidden states of `num_rows` rows. Plain and greedy draws
-    /// are made on the device; where tokens are cut off by rank or mass, or answers have bans of their own, the logits
-    /// come to the host.
+    /// are made on the device; where tokens are cut off by rank or mass, log-probabilities have a temperature of their
+    /// own, or answers bans of their own, the logits come to the host.
     pub(crate) fn pick_on_device(
         &self,
         x: &DeviceBuffer,
@@ -92,7 +92,9 @@ impl Policy {
         let weight = self.weights().matrix_on_device(self.decoder().head);
         let Some(first_spec) = specs.first() else { return Ok(Vec::new()) };
         let simple = |spec: &&SamplingSpec| {
-            spec.top_k == 0 && spec.top_p >= 1.0 && spec.min_p <= 0.0 && spec.banned == first_spec.banned
+            let whole = spec.top_k == 0 && spec.top_p >= 1.0 && spec.min_p <= 0.0;
+            let one_temperature = spec.inv_logprob_temperature() == spec.inv_temperature();
+            whole && one_temperature && spec.banned == first_spec.banned
         };
         let here = specs.iter().all(simple);
         let banned: &[u32] = if here { &first_spec.banned } else { &[] };
@@ -114,7 +116,7 @@ impl Policy {
                 };
                 let draws: Vec<Draw> = asked.iter().map(draw).collect();
                 for (index, (id, logprob, entropy)) in asked.into_iter().zip(head::pick(block, vocabulary, &draws)) {
-                    picked[index] = Some(Picked { id, logprob, entropy });
+                    picked[index] = Some(Picked { id, logprob, entropy, drawn_logprob: logprob });
                 }
             } else {
                 let values = block.download::<f32>();

@@ -130,6 +130,7 @@ fn answers_are_those_of_the_cpu_and_of_the_trainer() {
         top_p: 1.0,
         top_k: 0,
         min_p: 0.0,
+        logprob_temperature: None,
         max_new_tokens: 5,
         end_ids: vec![],
         banned: Arc::from([1u32, 8]),
@@ -137,7 +138,8 @@ fn answers_are_those_of_the_cpu_and_of_the_trainer() {
     let specs = [
         spec.clone(),
         SamplingSpec { temperature: 0.0, banned: Arc::from([]), ..spec.clone() },
-        SamplingSpec { top_k: 5, top_p: 0.9, ..spec },
+        SamplingSpec { top_k: 5, top_p: 0.9, ..spec.clone() },
+        SamplingSpec { logprob_temperature: Some(1.0), ..spec },
     ];
     for device in devices() {
         for name in ["smolvlm", "qwen2_vl"] {
@@ -167,7 +169,7 @@ fn answers_are_those_of_the_cpu_and_of_the_trainer() {
                 let alone = gpu.sample(&jobs[1..], spec, &mut |_| {}).expect("runs");
                 assert_eq!(alone[0][0], have[1][0], "{name} on {}: neighbours matter", device.name());
                 let mut batch = pack(&[(&prompt, vec![have[0][0].ids.clone(), have[0][1].ids.clone()])], true);
-                batch.inv_temperature.fill(spec.inv_temperature());
+                batch.inv_temperature.fill(spec.inv_logprob_temperature());
                 batch.banned = spec.banned.clone();
                 let scored = gpu.score(&batch).expect("runs");
                 let sampled: Vec<f32> = have[0].iter().flat_map(|answer| answer.logprob.iter().copied()).collect();
