@@ -2,7 +2,9 @@
 //! backwards. Knows ops and buffers; knows no architecture.
 //! Cost: one entry per op; values inside a block are freed when the block ends, unless they are needed backwards.
 
+mod backward;
 mod device;
+mod device_backward;
 
 use std::rc::Rc;
 
@@ -12,15 +14,15 @@ use foveate_kernels::cpu::head_norm::{self, NormedHeads};
 use foveate_kernels::cpu::interpolate::{self, Interpolation};
 use foveate_kernels::cpu::rope::RopeTable;
 use foveate_kernels::cpu::{activation, attention, elementwise, embed, layer_scale, norm, pixel_shuffle, rope, sums};
-use foveate_kernels::cuda::ops;
 use foveate_kernels::element::bf16;
-use foveate_kernels::memory::Values;
 use foveate_kernels::segment::{Queries, Segment};
 
 use crate::arena::{Arena, Buffer, Kind};
 use crate::cache::KeyValueStore;
 use crate::profile::timer;
-use crate::weights::{Gradients, LinearId, ParamId, Weights};
+use crate::weights::{LinearId, ParamId, Weights};
+
+use backward::{Node, Op};
 
 /// A value on the tape.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -93,61 +95,6 @@ pub enum Attend {
 
 type BlockFn<'w> = Rc<dyn Fn(&mut Tape<'w>, Var) -> Var + 'w>;
 
-enum Op<'w> {
-    Embed { table: ParamId, ids: Rc<[u32]> },
-    Linear { x: Var, linear: LinearId, residual: Option<Var>, adapters: Vec<Buffer> },
-    RmsNorm { x: Var, weight: ParamId, rstd: Values<f32> },
-    LayerNorm { x: Var, weight: ParamId, bias: ParamId, mean: Values<f32>, rstd: Values<f32> },
-    HeadNorm { x: Var, heads: NormedHeads, weights: [ParamId; 2], rstd: Values<f32> },
-    Rope { x: Var, width: usize, heads: usize, head_dim: usize, table: Rc<RopeTable> },
-    Attention { qkv: Var, heads: Heads, segments: Rc<[Segment]>, lse: Values<f32> },
-    Activation { x: Var, kind: Activation },
-    Gated { x: Var, kind: Activation, width: usize },
-    LayerScale { branch: Var, scale: ParamId, stream: Var },
-    AsOperand { x: Var },
-    AddTableRows { x: Var, table: ParamId, rows: Rc<[u32]> },
-    AddRows { x: Var, features: Var, rows: Rc<[u32]>, depth: usize },
-    Interpolate { table: ParamId, from: (usize, usize), to: (usize, usize), kind: Interpolation },
-    Resample { x: Var, from: (usize, usize), to: (usize, usize), depth: usize },
-    Place { text: Var, features: Var, rows: Rc<[u32]>, depth: usize },
-    PixelShuffle { x: Var, shuffle: Shuffle },
-    Gather { x: Var, rows: Rc<[u32]>, depth: usize },
-    Block { x: Var, run: BlockFn<'w> },
-    OnDevice(device::DeviceOp),
-}
-
-impl Op<'_> {
-    /// Its name in profiles; a block has none, its ops have.
-    fn backward_name(&self) -> Option<&'static str> {
-        Some(match self {
-            Op::Embed { .. } => "embed, backward",
-            Op::Linear { .. } => "linear, backward",
-            Op::RmsNorm { .. } => "rms norm, backward",
-            Op::LayerNorm { .. } => "layer norm, backward",
-            Op::HeadNorm { .. } => "head norm, backward",
-            Op::Rope { .. } => "rope, backward",
-            Op::Attention { .. } => "attention, backward",
-            Op::Activation { .. } => "activation, backward",
-            Op::Gated { .. } => "gated, backward",
-            Op::AddTableRows { .. } => "add table rows, backward",
-            Op::LayerScale { .. } => "layer scale, backward",
-            Op::AsOperand { .. } => "as operand, backward",
-            Op::Resample { .. } => "resample, backward",
-            Op::AddRows { .. } => "add rows, backward",
-            Op::Interpolate { .. } => "interpolate, backward",
-            Op::Place { .. } => "place, backward",
-            Op::PixelShuffle { .. } => "pixel shuffle, backward",
-            Op::Gather { .. } => "gather, backward",
-            Op::Block { .. } | Op::OnDevice(_) => return None,
-        })
-    }
-}
-
-struct Node<'w> {
-    out: Var,
-    op: Op<'w>,
-}
-
 /// Records a forward pass and replays it backwards.
 pub struct Tape<'w> {
     /// The parameters that ops read.
@@ -215,6 +162,8 @@ impl<'w> Tape<'w> {
     fn remember(&mut self, out: Var, op: Op<'w>) {
         if self.needs(out) {
             self.nodes.push(Node { out, op });
+        } else {
+            op.forget(&mut self.arena);
         }
     }
 
@@ -326,13 +275,7 @@ impl<'w> Tape<'w> {
             || self.weights.adapters(id).iter().any(|adapter| self.weights.linear_is_trainable(adapter.a));
         let needs = self.needs(x) || residual.is_some_and(|r| self.needs(r)) || learns;
         let out = self.push(out, needs);
-        if self.needs(out) {
-            self.nodes.push(Node { out, op: Op::Linear { x, linear: id, residual, adapters } });
-        } else {
-            for buffer in adapters {
-                self.arena.give(buffer);
-            }
-        }
+        self.remember(out, Op::Linear { x, linear: id, residual, adapters });
         out
     }
 
@@ -349,7 +292,7 @@ impl<'w> Tape<'w> {
         let (input, gain) = (self.value(x).f32(), self.weights.tensor(weight));
         typed!(&mut out, y => norm::rms_norm(input, gain, eps, y, &mut rstd));
         let out = self.push(out, self.needs(x) || self.weights.is_trainable(weight));
-        self.remember(out, Op::RmsNorm { x, weight, rstd });
+        self.remember(out, Op::RmsNorm { x, weight, rstd: Buffer::F32(rstd) });
         out
     }
 
@@ -376,7 +319,7 @@ impl<'w> Tape<'w> {
         let input = self.value(x).f32();
         typed!(&mut out, y => norm::layer_norm(input, gain, shift, eps, y, &mut mean, &mut rstd));
         let out = self.push(out, self.needs(x) || self.weights.is_trainable(weight));
-        self.remember(out, Op::LayerNorm { x, weight, bias, mean, rstd });
+        self.remember(out, Op::LayerNorm { x, weight, bias, mean: Buffer::F32(mean), rstd: Buffer::F32(rstd) });
         out
     }
 
@@ -393,7 +336,7 @@ impl<'w> Tape<'w> {
         same_type!((self.value(x), x), (&mut out, y) => head_norm::head_norm(&heads, x, gains, eps, y, &mut rstd));
         let learns = self.weights.is_trainable(queries) || self.weights.is_trainable(keys);
         let out = self.push(out, self.needs(x) || learns);
-        self.remember(out, Op::HeadNorm { x, heads, weights: [queries, keys], rstd });
+        self.remember(out, Op::HeadNorm { x, heads, weights: [queries, keys], rstd: Buffer::F32(rstd) });
         out
     }
 
@@ -438,13 +381,20 @@ impl<'w> Tape<'w> {
             }
         }
         let out = self.push(out, self.needs(qkv));
-        if self.needs(out) {
-            let Attend::Packed(segments) = attend else { panic!("gradients are asked of packed rows only") };
-            self.nodes.push(Node { out, op: Op::Attention { qkv, heads, segments: segments.clone(), lse } });
-        } else {
-            self.arena.give_f32(lse);
-        }
+        let segments = self.segments_of(qkv, attend);
+        self.remember(out, Op::Attention { qkv, heads, segments, lse: Buffer::F32(lse) });
         out
+    }
+
+    /// The segments that attention of `qkv` remembers.
+    fn segments_of(&self, qkv: Var, attend: &Attend) -> Rc<[Segment]> {
+        match attend {
+            Attend::Packed(segments) => segments.clone(),
+            Attend::Stored { segments, .. } => {
+                assert!(!self.needs(qkv), "gradients are asked of packed rows only");
+                segments.clone()
+            }
+        }
     }
 
     /// A plain activation.
@@ -540,7 +490,7 @@ impl<'w> Tape<'w> {
         kind: Interpolation,
     ) -> Var {
         if self.on.is_some() {
-            return self.device_interpolate(table, [from.0, from.1], [to.0, to.1], kind);
+            return self.device_interpolate(table, from, to, kind);
         }
         let _timer = timer("interpolate");
         let depth = self.weights.infos()[table.0].len / (from.0 * from.1);
@@ -555,7 +505,7 @@ impl<'w> Tape<'w> {
     /// A grid of features of `from` rows and columns, resampled bilinearly to `to` rows and columns, in f32.
     pub fn resample(&mut self, x: Var, from: (usize, usize), to: (usize, usize), depth: usize) -> Var {
         if self.on.is_some() {
-            return self.device_resample(x, [from.0, from.1], [to.0, to.1], depth);
+            return self.device_resample(x, from, to, depth);
         }
         let _timer = timer("resample");
         let mut out = self.arena.take_f32(to.0 * to.1 * depth);
@@ -605,272 +555,6 @@ impl<'w> Tape<'w> {
         let out = self.push(Buffer::F32(out), self.needs(x));
         self.remember(out, Op::Gather { x, rows, depth });
         out
-    }
-
-    // ----- backward -----
-
-    /// Gives `var` its gradient, from outside the tape.
-    pub fn seed(&mut self, var: Var, gradient: Buffer) {
-        if self.needs(var) {
-            self.accumulate(var, gradient);
-        } else {
-            self.arena.give(gradient);
-        }
-    }
-
-    fn accumulate(&mut self, var: Var, gradient: Buffer) {
-        let slot = &mut self.gradients[var.0 as usize];
-        match slot {
-            None => *slot = Some(gradient),
-            Some(Buffer::Device(sum)) => ops::elementwise::add(sum.all(), gradient.on_device().all()),
-            Some(sum) => {
-                same_type!((sum, sum), (&gradient, more) => sums::add_elements(sum, more));
-                self.arena.give(gradient);
-            }
-        }
-    }
-
-    /// The gradient of an f32 stream, made zero if nothing has reached it yet, taken out to be added to.
-    fn stream_gradient(&mut self, var: Var) -> Buffer {
-        self.gradients[var.0 as usize].take().unwrap_or_else(|| {
-            let mut zero = self.arena.take_f32(self.values[var.0 as usize].as_ref().map_or(0, Buffer::len));
-            zero.fill(0.0);
-            Buffer::F32(zero)
-        })
-    }
-
-    /// Replays everything backwards; parameters add to `gradients`.
-    pub fn backward(&mut self, gradients: &mut Gradients) {
-        while let Some(Node { out, op }) = self.nodes.pop() {
-            let Some(d_out) = self.gradients[out.0 as usize].take() else {
-                self.free(out);
-                continue;
-            };
-            self.step_back(out, op, d_out, gradients);
-        }
-    }
-
-    fn grad_of<'g>(&self, gradients: &'g mut Gradients, id: ParamId) -> Option<&'g mut [f32]> {
-        let info = &self.weights.infos()[id.0];
-        self.weights.is_trainable(id).then(|| &mut gradients.flat[info.offset..info.offset + info.len])
-    }
-
-    fn step_back(&mut self, out: Var, op: Op<'w>, mut d_out: Buffer, gradients: &mut Gradients) {
-        let _timer = op.backward_name().map(timer);
-        match op {
-            Op::OnDevice(op) => self.device_step_back(out, op, d_out.into_device(), gradients),
-            Op::Block { x, run } => {
-                // Run it again, recording this time; the new entries are replayed next.
-                self.free(out);
-                self.recompute = false;
-                let again = run(self, x);
-                self.recompute = true;
-                self.gradients[again.0 as usize] = Some(d_out);
-                return;
-            }
-            Op::Embed { table, ids } => {
-                let depth = d_out.len() / ids.len().max(1);
-                if let Some(d_table) = self.grad_of(gradients, table) {
-                    embed::embed_backward(&ids, d_out.f32(), depth, d_table);
-                }
-                self.arena.give(d_out);
-            }
-            Op::Linear { x, linear, residual, adapters } => {
-                let needs_x = self.needs(x);
-                let x_value = self.values[x.0 as usize].take().expect("inputs of recorded ops live");
-                let d_x = crate::linear::backward(
-                    self.weights,
-                    linear,
-                    &x_value,
-                    &d_out,
-                    self.operand,
-                    needs_x,
-                    adapters,
-                    &mut self.arena,
-                    gradients,
-                );
-                self.values[x.0 as usize] = Some(x_value);
-                if let Some(d_x) = d_x {
-                    self.accumulate(x, d_x);
-                }
-                match residual {
-                    Some(residual) if self.needs(residual) => self.accumulate(residual, d_out),
-                    _ => self.arena.give(d_out),
-                }
-            }
-            Op::RmsNorm { x, weight, rstd } => {
-                let mut d_x = self.stream_gradient(x);
-                let input = self.values[x.0 as usize].as_ref().expect("inputs of recorded ops live");
-                let d_weight = self.grad_of(gradients, weight);
-                typed!(&d_out, dy => norm::rms_norm_backward(
-                    dy, input.f32(), self.weights.tensor(weight), &rstd, d_x.f32_mut(), d_weight));
-                self.arena.give_f32(rstd);
-                self.arena.give(d_out);
-                self.keep_or_give(x, d_x);
-            }
-            Op::LayerNorm { x, weight, bias, mean, rstd } => {
-                let mut d_x = self.stream_gradient(x);
-                let input = self.values[x.0 as usize].as_ref().expect("inputs of recorded ops live");
-                let (mut d_weight, mut d_bias) = (None, None);
-                let infos = self.weights.infos();
-                if self.weights.is_trainable(weight) {
-                    // Weight and bias of one norm lie one after the other; borrow both at once.
-                    let (low, high) = (infos[weight.0].offset, infos[bias.0].offset);
-                    assert!(low < high, "a norm's bias is declared after its weight");
-                    let (head, tail) = gradients.flat.split_at_mut(high);
-                    d_weight = Some(&mut head[low..low + infos[weight.0].len]);
-                    d_bias = Some(&mut tail[..infos[bias.0].len]);
-                }
-                typed!(&d_out, dy => norm::layer_norm_backward(
-                    dy, input.f32(), self.weights.tensor(weight), &mean, &rstd, d_x.f32_mut(), d_weight, d_bias));
-                self.arena.give_f32(mean);
-                self.arena.give_f32(rstd);
-                self.arena.give(d_out);
-                self.keep_or_give(x, d_x);
-            }
-            Op::HeadNorm { x, heads, weights: [queries, keys], rstd } => {
-                let infos = self.weights.infos();
-                let (low, high) = (infos[queries.0].offset, infos[keys.0].offset);
-                assert!(low < high, "the weight of the queries is declared before that of the keys");
-                let (head, tail) = gradients.flat.split_at_mut(high);
-                let d_queries = self.weights.is_trainable(queries).then(|| &mut head[low..low + infos[queries.0].len]);
-                let d_keys = self.weights.is_trainable(keys).then(|| &mut tail[..infos[keys.0].len]);
-                let gains = [self.weights.tensor(queries), self.weights.tensor(keys)];
-                same_type!((&mut d_out, d), (self.value(x), x) =>
-                    head_norm::head_norm_backward(&heads, d, x, gains, &rstd, [d_queries, d_keys]));
-                self.arena.give_f32(rstd);
-                self.pass_on(x, d_out);
-            }
-            Op::Rope { x, width, heads, head_dim, table } => {
-                typed!(&mut d_out, dx => rope::rope(dx, width, 0, heads, head_dim, &table, true));
-                self.accumulate(x, d_out);
-            }
-            Op::Attention { qkv, heads, segments, lse } => {
-                let qkv_value = self.values[qkv.0 as usize].take().expect("inputs of recorded ops live");
-                let mut d_qkv = self.arena.take(qkv_value.kind(), qkv_value.len());
-                let out_value = self.value(out);
-                match (&qkv_value, out_value, &d_out, &mut d_qkv) {
-                    (Buffer::F32(x), Buffer::F32(y), Buffer::F32(dy), Buffer::F32(dx)) => {
-                        attention::attention_backward(&heads, &segments, x, y, &lse, dy, dx);
-                    }
-                    (Buffer::Bf16(x), Buffer::Bf16(y), Buffer::Bf16(dy), Buffer::Bf16(dx)) => {
-                        attention::attention_backward(&heads, &segments, x, y, &lse, dy, dx);
-                    }
-                    _ => panic!("operands of one op must have one element type"),
-                }
-                self.values[qkv.0 as usize] = Some(qkv_value);
-                self.arena.give_f32(lse);
-                self.arena.give(d_out);
-                self.accumulate(qkv, d_qkv);
-            }
-            Op::Activation { x, kind } => {
-                let mut d_x = self.arena.take(d_out.kind(), self.value(x).len());
-                same_type!((&d_out, dy), (self.value(x), x), (&mut d_x, dx) =>
-                    activation::activation_backward(kind, dy, x, dx));
-                self.arena.give(d_out);
-                self.accumulate(x, d_x);
-            }
-            Op::Gated { x, kind, width } => {
-                let mut d_x = self.arena.take(d_out.kind(), self.value(x).len());
-                same_type!((&d_out, dy), (self.value(x), x), (&mut d_x, dx) =>
-                    activation::gated_backward(kind, dy, x, width, dx));
-                self.arena.give(d_out);
-                self.accumulate(x, d_x);
-            }
-            Op::LayerScale { branch, scale, stream } => {
-                let (kind, len) = (self.value(branch).kind(), d_out.len());
-                let mut d_branch = self.arena.take(kind, len);
-                let d_scale = self.grad_of(gradients, scale);
-                let factors = self.weights.tensor(scale);
-                same_type!((self.value(branch), branch), (&mut d_branch, d_branch) =>
-                    layer_scale::layer_scale_backward(d_out.f32(), branch, factors, d_branch, d_scale));
-                self.pass_on(branch, d_branch);
-                self.pass_on(stream, d_out);
-            }
-            Op::AsOperand { x } => {
-                let mut d_x = self.arena.take_f32(d_out.len());
-                typed!(&d_out, dy => elementwise::convert(dy, &mut d_x));
-                self.arena.give(d_out);
-                self.accumulate(x, Buffer::F32(d_x));
-            }
-            Op::AddTableRows { x, table, rows } => {
-                let depth = d_out.len() / rows.len().max(1);
-                if let Some(d_table) = self.grad_of(gradients, table) {
-                    embed::embed_backward(&rows, d_out.f32(), depth, d_table);
-                }
-                self.pass_on(x, d_out);
-            }
-            Op::AddRows { x, features, rows, depth } => {
-                if self.needs(features) {
-                    let mut d_features = self.arena.take_f32(rows.len() * depth);
-                    embed::gather_rows(d_out.f32(), &rows, depth, &mut d_features);
-                    self.accumulate(features, Buffer::F32(d_features));
-                }
-                self.pass_on(x, d_out);
-            }
-            Op::Interpolate { table, from, to, kind } => {
-                let depth = d_out.len() / (to.0 * to.1).max(1);
-                if let Some(d_table) = self.grad_of(gradients, table) {
-                    interpolate::interpolate_positions_backward(
-                        d_out.f32(),
-                        from.0,
-                        from.1,
-                        to.0,
-                        to.1,
-                        depth,
-                        kind,
-                        d_table,
-                    );
-                }
-                self.arena.give(d_out);
-            }
-            Op::Resample { x, from, to, depth } => {
-                let mut d_x = self.arena.take_f32(from.0 * from.1 * depth);
-                d_x.fill(0.0);
-                let kind = Interpolation::Bilinear;
-                let d_grid = d_out.f32();
-                interpolate::interpolate_positions_backward(d_grid, from.0, from.1, to.0, to.1, depth, kind, &mut d_x);
-                self.arena.give(d_out);
-                self.accumulate(x, Buffer::F32(d_x));
-            }
-            Op::Place { text, features, rows, depth } => {
-                let mut d_features = self.arena.take_f32(rows.len() * depth);
-                embed::place_rows_backward(d_out.f32_mut(), &rows, depth, &mut d_features);
-                self.pass_on(features, Buffer::F32(d_features));
-                self.pass_on(text, d_out);
-            }
-            Op::PixelShuffle { x, shuffle } => {
-                let mut d_x = self.arena.take(d_out.kind(), d_out.len());
-                let Shuffle { tiles, height, width, depth, factor } = shuffle;
-                same_type!((&d_out, dy), (&mut d_x, dx) =>
-                    pixel_shuffle::pixel_shuffle_backward(dy, tiles, height, width, depth, factor, dx));
-                self.arena.give(d_out);
-                self.accumulate(x, d_x);
-            }
-            Op::Gather { x, rows, depth } => {
-                let mut d_x = self.stream_gradient(x);
-                embed::scatter_rows_add(d_out.f32(), &rows, depth, d_x.f32_mut());
-                self.arena.give(d_out);
-                self.keep_or_give(x, d_x);
-            }
-        }
-        self.free(out);
-    }
-
-    fn pass_on(&mut self, var: Var, gradient: Buffer) {
-        if self.needs(var) {
-            self.accumulate(var, gradient);
-        } else {
-            self.arena.give(gradient);
-        }
-    }
-
-    fn keep_or_give(&mut self, var: Var, gradient: Buffer) {
-        if self.needs(var) {
-            self.gradients[var.0 as usize] = Some(gradient);
-        } else {
-            self.arena.give(gradient);
-        }
     }
 
     /// Rounds or copies a buffer into the operand type.

@@ -1,5 +1,5 @@
 //! The tape's ops where the model is on a GPU: the same pairs, over buffers of the device. Values, gradients and blocks are
-//! the tape's own; what an op keeps for its way back is kept here.
+//! the tape's own; plans and tables that a pass has sent are kept here.
 //! Knows which op calls which kernel; knows no architecture. Cost: plans of attention and tables of rotation are sent
 //! once per pass.
 
@@ -15,10 +15,11 @@ use foveate_kernels::cuda::ops::attention::{BackwardPlan, Plan, Strided};
 use foveate_kernels::cuda::{Device, DeviceBuffer, Number, View};
 use foveate_kernels::segment::{Queries, Segment};
 
-use super::{Attend, Op, Shuffle, Tape, Var};
+use super::backward::Op;
+use super::{Attend, Shuffle, Tape, Var};
 use crate::arena::{Buffer, Kind};
 use crate::on_device::number;
-use crate::weights::{Adapter, Gradients, LinearId, ParamId, Weights};
+use crate::weights::{Adapter, LinearId, ParamId, Weights};
 
 /// A plan and what it was made of; no queries: all rows of the segments.
 struct KeptPlan {
@@ -30,7 +31,7 @@ struct KeptPlan {
 
 /// What a pass has sent to the device for all its layers, by the address of the host's list, which is kept alive.
 pub(super) struct OnDevice {
-    device: Device,
+    pub(super) device: Device,
     plans: Vec<KeptPlan>,
     backward_plans: Vec<(Rc<[Segment]>, Heads, Rc<BackwardPlan>)>,
     tables: Vec<(Rc<RopeTable>, Rc<[DeviceBuffer; 2]>)>,
@@ -74,7 +75,7 @@ impl OnDevice {
         plan
     }
 
-    fn backward_plan(
+    pub(super) fn backward_plan(
         &mut self,
         segments: &Rc<[Segment]>,
         heads: &Heads,
@@ -91,7 +92,7 @@ impl OnDevice {
         plan
     }
 
-    fn table(&mut self, table: &Rc<RopeTable>) -> Rc<[DeviceBuffer; 2]> {
+    pub(super) fn table(&mut self, table: &Rc<RopeTable>) -> Rc<[DeviceBuffer; 2]> {
         for (kept, sent) in &self.tables {
             if Rc::ptr_eq(kept, table) {
                 return sent.clone();
@@ -114,44 +115,22 @@ impl OnDevice {
     }
 }
 
-/// What the backward pass needs of an op.
-pub(super) enum DeviceOp {
-    Embed { table: ParamId, ids: Rc<[u32]> },
-    Linear { x: Var, linear: LinearId, residual: Option<Var>, adapters: Vec<DeviceBuffer> },
-    RmsNorm { x: Var, weight: ParamId, rstd: DeviceBuffer },
-    LayerNorm { x: Var, weight: ParamId, bias: ParamId, mean: DeviceBuffer, rstd: DeviceBuffer },
-    HeadNorm { x: Var, heads: NormedHeads, weights: [ParamId; 2], rstd: DeviceBuffer },
-    Rope { x: Var, width: usize, heads: usize, head_dim: usize, table: Rc<RopeTable> },
-    Attention { qkv: Var, heads: Heads, segments: Rc<[Segment]>, lse: DeviceBuffer },
-    Activation { x: Var, kind: Activation },
-    Gated { x: Var, kind: Activation, width: usize },
-    LayerScale { branch: Var, scale: ParamId, stream: Var },
-    AsOperand { x: Var },
-    AddTableRows { x: Var, table: ParamId, rows: Rc<[u32]> },
-    AddRows { x: Var, features: Var, rows: Rc<[u32]>, depth: usize },
-    Interpolate { table: ParamId, from: [usize; 2], to: [usize; 2], kind: Interpolation },
-    Resample { x: Var, from: [usize; 2], to: [usize; 2], depth: usize },
-    Place { text: Var, features: Var, rows: Rc<[u32]>, depth: usize },
-    PixelShuffle { x: Var, shuffle: Shuffle },
-    Gather { x: Var, rows: Rc<[u32]>, depth: usize },
-}
-
 impl<'w> Tape<'w> {
-    fn on(&mut self) -> &mut OnDevice {
+    pub(super) fn on(&mut self) -> &mut OnDevice {
         self.on.as_mut().expect("only called on a device")
     }
 
-    fn take_on_device(&self, number: Number, len: usize) -> DeviceBuffer {
+    pub(super) fn take_on_device(&self, number: Number, len: usize) -> DeviceBuffer {
         self.on.as_ref().expect("only called on a device").device.take(number, len)
     }
 
-    fn view(&self, var: Var) -> View<'_> {
+    pub(super) fn view(&self, var: Var) -> View<'_> {
         self.value(var).on_device().all()
     }
 
-    fn done(&mut self, out: DeviceBuffer, needs: bool, op: DeviceOp) -> Var {
+    fn done(&mut self, out: DeviceBuffer, needs: bool, op: Op<'w>) -> Var {
         let out = self.push(Buffer::Device(out), needs);
-        self.remember(out, Op::OnDevice(op));
+        self.remember(out, op);
         out
     }
 
@@ -159,8 +138,6 @@ impl<'w> Tape<'w> {
     fn used_up(&mut self, var: Var) -> DeviceBuffer {
         self.take_value(var).into_device()
     }
-
-    // ----- forward -----
 
     pub(super) fn device_constant(&mut self, buffer: Buffer) -> Var {
         let device = &self.on.as_ref().expect("only called on a device").device;
@@ -177,7 +154,7 @@ impl<'w> Tape<'w> {
         let depth = *self.weights.infos()[table.0].shape.last().expect("a table has two axes");
         let out = self.take_on_device(Number::F32, ids.len() * depth);
         ops::rows::gather_rows(self.weights.tensor_on_device(table), &ids, depth, out.all());
-        self.done(out, self.weights.is_trainable(table), DeviceOp::Embed { table, ids })
+        self.done(out, self.weights.is_trainable(table), Op::Embed { table, ids })
     }
 
     pub(super) fn device_linear(&mut self, x: Var, id: LinearId, residual: Option<Var>, kind: Kind) -> Var {
@@ -199,12 +176,12 @@ impl<'w> Tape<'w> {
             product(weights, adapter.b, inner.all(), false, outer.all());
             let Adapter { column, n, scale, .. } = *adapter;
             ops::elementwise::add_columns(out.all(), linear.n, column, outer.all(), n, scale);
-            adapters.push(inner);
+            adapters.push(Buffer::Device(inner));
         }
         let learns = weights.linear_is_trainable(id)
             || weights.adapters(id).iter().any(|adapter| weights.linear_is_trainable(adapter.a));
         let needs = self.needs(x) || residual.is_some_and(|r| self.needs(r)) || learns;
-        self.done(out, needs, DeviceOp::Linear { x, linear: id, residual, adapters })
+        self.done(out, needs, Op::Linear { x, linear: id, residual, adapters })
     }
 
     pub(super) fn device_rms_norm(&mut self, x: Var, weight: ParamId, eps: f32) -> Var {
@@ -214,7 +191,7 @@ impl<'w> Tape<'w> {
         let rstd = self.take_on_device(Number::F32, len / gain.len());
         ops::norm::rms_norm(self.view(x), gain, eps, out.all(), rstd.all());
         let needs = self.needs(x) || self.weights.is_trainable(weight);
-        self.done(out, needs, DeviceOp::RmsNorm { x, weight, rstd })
+        self.done(out, needs, Op::RmsNorm { x, weight, rstd: Buffer::Device(rstd) })
     }
 
     pub(super) fn device_layer_norm(&mut self, x: Var, weight: ParamId, bias: ParamId, eps: f32, kind: Kind) -> Var {
@@ -225,7 +202,8 @@ impl<'w> Tape<'w> {
         let [mean, rstd] = [(); 2].map(|()| self.take_on_device(Number::F32, num_rows));
         ops::norm::layer_norm(self.view(x), gain, shift, eps, out.all(), mean.all(), rstd.all());
         let needs = self.needs(x) || self.weights.is_trainable(weight);
-        self.done(out, needs, DeviceOp::LayerNorm { x, weight, bias, mean, rstd })
+        let [mean, rstd] = [mean, rstd].map(Buffer::Device);
+        self.done(out, needs, Op::LayerNorm { x, weight, bias, mean, rstd })
     }
 
     pub(super) fn device_head_norm(
@@ -242,7 +220,7 @@ impl<'w> Tape<'w> {
         ops::norm::head_norm(&heads, input, gains, eps, out.all(), rstd.all());
         let learns = self.weights.is_trainable(queries) || self.weights.is_trainable(keys);
         let needs = self.needs(x) || learns;
-        self.done(out, needs, DeviceOp::HeadNorm { x, heads, weights: [queries, keys], rstd })
+        self.done(out, needs, Op::HeadNorm { x, heads, weights: [queries, keys], rstd: Buffer::Device(rstd) })
     }
 
     pub(super) fn device_rope(
@@ -258,7 +236,7 @@ impl<'w> Tape<'w> {
         let [cos, sin] = &*angles;
         ops::rows::rope(buffer.all(), width, heads, head_dim, cos.all(), sin.all(), table.half, false);
         let needs = self.needs(x);
-        self.done(buffer, needs, DeviceOp::Rope { x, width, heads, head_dim, table })
+        self.done(buffer, needs, Op::Rope { x, width, heads, head_dim, table })
     }
 
     pub(super) fn device_attention(&mut self, qkv: Var, heads: Heads, attend: &Attend, layer: usize) -> Var {
@@ -287,10 +265,8 @@ impl<'w> Tape<'w> {
             }
         }
         let needs = self.needs(qkv);
-        let segments = match attend {
-            Attend::Packed(segments) | Attend::Stored { segments, .. } => segments.clone(),
-        };
-        self.done(out, needs, DeviceOp::Attention { qkv, heads, segments, lse })
+        let segments = self.segments_of(qkv, attend);
+        self.done(out, needs, Op::Attention { qkv, heads, segments, lse: Buffer::Device(lse) })
     }
 
     pub(super) fn device_activation(&mut self, x: Var, kind: Activation) -> Var {
@@ -298,7 +274,7 @@ impl<'w> Tape<'w> {
         let out = self.take_on_device(input.number(), input.len());
         ops::activation::activation(kind, input, out.all());
         let needs = self.needs(x);
-        self.done(out, needs, DeviceOp::Activation { x, kind })
+        self.done(out, needs, Op::Activation { x, kind })
     }
 
     pub(super) fn device_gated(&mut self, x: Var, kind: Activation, width: usize) -> Var {
@@ -306,7 +282,7 @@ impl<'w> Tape<'w> {
         let out = self.take_on_device(input.number(), input.len() / 2);
         ops::activation::gated(kind, input, width, out.all());
         let needs = self.needs(x);
-        self.done(out, needs, DeviceOp::Gated { x, kind, width })
+        self.done(out, needs, Op::Gated { x, kind, width })
     }
 
     pub(super) fn device_layer_scale(&mut self, branch: Var, scale: ParamId, stream: Var) -> Var {
@@ -314,14 +290,14 @@ impl<'w> Tape<'w> {
         let factors = self.weights.tensor_on_device(scale);
         ops::norm::layer_scale(self.view(branch), factors, self.view(stream), out.all());
         let needs = self.needs(branch) || self.needs(stream) || self.weights.is_trainable(scale);
-        self.done(out, needs, DeviceOp::LayerScale { branch, scale, stream })
+        self.done(out, needs, Op::LayerScale { branch, scale, stream })
     }
 
     pub(super) fn device_as_operand(&mut self, x: Var) -> Var {
         let out = self.take_on_device(number(self.operand), self.value(x).len());
         ops::elementwise::convert(self.view(x), out.all());
         let needs = self.needs(x);
-        self.done(out, needs, DeviceOp::AsOperand { x })
+        self.done(out, needs, Op::AsOperand { x })
     }
 
     pub(super) fn device_add_table_rows(&mut self, x: Var, table: ParamId, rows: Rc<[u32]>) -> Var {
@@ -329,42 +305,56 @@ impl<'w> Tape<'w> {
         let buffer = self.used_up(x);
         ops::rows::add_table_rows(&rows, self.weights.tensor_on_device(table), depth, buffer.all());
         let needs = self.needs(x) || self.weights.is_trainable(table);
-        self.done(buffer, needs, DeviceOp::AddTableRows { x, table, rows })
+        self.done(buffer, needs, Op::AddTableRows { x, table, rows })
     }
 
     pub(super) fn device_add_rows(&mut self, x: Var, features: Var, rows: Rc<[u32]>, depth: usize) -> Var {
         let buffer = self.used_up(x);
         ops::rows::scatter_rows_add(self.view(features), &rows, depth, buffer.all());
         let needs = self.needs(x) || self.needs(features);
-        self.done(buffer, needs, DeviceOp::AddRows { x, features, rows, depth })
+        self.done(buffer, needs, Op::AddRows { x, features, rows, depth })
     }
 
     pub(super) fn device_interpolate(
         &mut self,
         table: ParamId,
-        from: [usize; 2],
-        to: [usize; 2],
+        from: (usize, usize),
+        to: (usize, usize),
         kind: Interpolation,
     ) -> Var {
-        let depth = self.weights.infos()[table.0].len / (from[0] * from[1]);
-        let out = self.take_on_device(Number::F32, to[0] * to[1] * depth);
-        ops::rows::interpolate_positions(self.weights.tensor_on_device(table), from, to, depth, kind, out.all());
+        let depth = self.weights.infos()[table.0].len / (from.0 * from.1);
+        let out = self.take_on_device(Number::F32, to.0 * to.1 * depth);
+        ops::rows::interpolate_positions(
+            self.weights.tensor_on_device(table),
+            from.into(),
+            to.into(),
+            depth,
+            kind,
+            out.all(),
+        );
         let needs = self.weights.is_trainable(table);
-        self.done(out, needs, DeviceOp::Interpolate { table, from, to, kind })
+        self.done(out, needs, Op::Interpolate { table, from, to, kind })
     }
 
-    pub(super) fn device_resample(&mut self, x: Var, from: [usize; 2], to: [usize; 2], depth: usize) -> Var {
-        let out = self.take_on_device(Number::F32, to[0] * to[1] * depth);
-        ops::rows::interpolate_positions(self.view(x), from, to, depth, Interpolation::Bilinear, out.all());
+    pub(super) fn device_resample(&mut self, x: Var, from: (usize, usize), to: (usize, usize), depth: usize) -> Var {
+        let out = self.take_on_device(Number::F32, to.0 * to.1 * depth);
+        ops::rows::interpolate_positions(
+            self.view(x),
+            from.into(),
+            to.into(),
+            depth,
+            Interpolation::Bilinear,
+            out.all(),
+        );
         let needs = self.needs(x);
-        self.done(out, needs, DeviceOp::Resample { x, from, to, depth })
+        self.done(out, needs, Op::Resample { x, from, to, depth })
     }
 
     pub(super) fn device_place(&mut self, text: Var, features: Var, rows: Rc<[u32]>, depth: usize) -> Var {
         let buffer = self.used_up(text);
         ops::rows::place_rows(self.view(features), &rows, depth, buffer.all());
         let needs = self.needs(text) || self.needs(features);
-        self.done(buffer, needs, DeviceOp::Place { text, features, rows, depth })
+        self.done(buffer, needs, Op::Place { text, features, rows, depth })
     }
 
     pub(super) fn device_pixel_shuffle(&mut self, x: Var, shuffle: Shuffle) -> Var {
@@ -373,203 +363,19 @@ impl<'w> Tape<'w> {
         let Shuffle { height, width, depth, factor, .. } = shuffle;
         ops::rows::pixel_shuffle(input, height, width, depth, factor, false, out.all());
         let needs = self.needs(x);
-        self.done(out, needs, DeviceOp::PixelShuffle { x, shuffle })
+        self.done(out, needs, Op::PixelShuffle { x, shuffle })
     }
 
     pub(super) fn device_gather(&mut self, x: Var, rows: Rc<[u32]>, depth: usize) -> Var {
         let out = self.take_on_device(Number::F32, rows.len() * depth);
         ops::rows::gather_rows(self.view(x), &rows, depth, out.all());
         let needs = self.needs(x);
-        self.done(out, needs, DeviceOp::Gather { x, rows, depth })
-    }
-
-    // ----- backward -----
-
-    /// The gradient of an f32 stream, made zero if nothing has reached it yet, taken out to be added to.
-    fn device_stream_gradient(&mut self, var: Var) -> DeviceBuffer {
-        match self.gradients[var.0 as usize].take() {
-            Some(gradient) => gradient.into_device(),
-            None => {
-                let zero = self.take_on_device(Number::F32, self.value(var).len());
-                zero.all().zero();
-                zero
-            }
-        }
-    }
-
-    /// Where a parameter's gradient is added, unless it is frozen.
-    fn device_sum<'g>(&self, gradients: &'g Gradients, id: ParamId) -> Option<View<'g>> {
-        let info = &self.weights.infos()[id.0];
-        self.weights.is_trainable(id).then(|| gradients.on_device().part(info.offset..info.offset + info.len))
-    }
-
-    pub(super) fn device_step_back(&mut self, out: Var, op: DeviceOp, d_out: DeviceBuffer, gradients: &mut Gradients) {
-        gradients.make_on_device(&self.on().device);
-        match op {
-            DeviceOp::Embed { table, ids } => {
-                if let Some(sum) = self.device_sum(gradients, table) {
-                    let depth = d_out.len() / ids.len().max(1);
-                    ops::rows::scatter_rows_add(d_out.all(), &ids, depth, sum);
-                }
-            }
-            DeviceOp::Linear { x, linear, residual, adapters } => {
-                if let Some(d_x) = self.device_linear_backward(x, linear, &d_out, adapters, gradients) {
-                    self.accumulate(x, Buffer::Device(d_x));
-                }
-                if let Some(residual) = residual {
-                    self.pass_on(residual, Buffer::Device(d_out));
-                }
-            }
-            DeviceOp::RmsNorm { x, weight, rstd } => {
-                let d_x = self.device_stream_gradient(x);
-                let gain = self.weights.tensor_on_device(weight);
-                let sum = self.device_sum(gradients, weight);
-                ops::norm::rms_norm_backward(d_out.all(), self.view(x), gain, rstd.all(), d_x.all(), sum);
-                self.keep_or_give(x, Buffer::Device(d_x));
-            }
-            DeviceOp::LayerNorm { x, weight, bias, mean, rstd } => {
-                let d_x = self.device_stream_gradient(x);
-                let gain = self.weights.tensor_on_device(weight);
-                let sums = [weight, bias].map(|id| self.device_sum(gradients, id));
-                let (dy, input) = (d_out.all(), self.view(x));
-                ops::norm::layer_norm_backward(dy, input, gain, mean.all(), rstd.all(), d_x.all(), sums[0], sums[1]);
-                self.keep_or_give(x, Buffer::Device(d_x));
-            }
-            DeviceOp::HeadNorm { x, heads, weights, rstd } => {
-                let gains = weights.map(|id| self.weights.tensor_on_device(id));
-                let sums = weights.map(|id| self.device_sum(gradients, id));
-                ops::norm::head_norm_backward(&heads, d_out.all(), self.view(x), gains, rstd.all(), sums);
-                self.pass_on(x, Buffer::Device(d_out));
-            }
-            DeviceOp::Rope { x, width, heads, head_dim, table } => {
-                let angles = self.on().table(&table);
-                let [cos, sin] = &*angles;
-                ops::rows::rope(d_out.all(), width, heads, head_dim, cos.all(), sin.all(), table.half, true);
-                self.accumulate(x, Buffer::Device(d_out));
-            }
-            DeviceOp::Attention { qkv, heads, segments, lse } => {
-                let (len, number) = (self.value(qkv).len(), d_out.number());
-                let stride = (heads.num_heads + 2 * heads.num_kv_heads) * heads.head_dim;
-                let plan = self.on().backward_plan(&segments, &heads, number, len / stride);
-                let d_qkv = self.take_on_device(number, len);
-                let (input, output) = (self.view(qkv), self.view(out));
-                plan.attend_backward(&heads, input, output, lse.all(), d_out.all(), d_qkv.all());
-                self.accumulate(qkv, Buffer::Device(d_qkv));
-            }
-            DeviceOp::Activation { x, kind } => {
-                let d_x = self.take_on_device(d_out.number(), d_out.len());
-                ops::activation::activation_backward(kind, d_out.all(), self.view(x), d_x.all());
-                self.accumulate(x, Buffer::Device(d_x));
-            }
-            DeviceOp::Gated { x, kind, width } => {
-                let d_x = self.take_on_device(d_out.number(), self.value(x).len());
-                ops::activation::gated_backward(kind, d_out.all(), self.view(x), width, d_x.all());
-                self.accumulate(x, Buffer::Device(d_x));
-            }
-            DeviceOp::LayerScale { branch, scale, stream } => {
-                let input = self.view(branch);
-                let d_branch = self.take_on_device(input.number(), d_out.len());
-                let factors = self.weights.tensor_on_device(scale);
-                let sum = self.device_sum(gradients, scale);
-                ops::norm::layer_scale_backward(d_out.all(), input, factors, d_branch.all(), sum);
-                self.pass_on(branch, Buffer::Device(d_branch));
-                self.pass_on(stream, Buffer::Device(d_out));
-            }
-            DeviceOp::AsOperand { x } => {
-                let d_x = self.take_on_device(Number::F32, d_out.len());
-                ops::elementwise::convert(d_out.all(), d_x.all());
-                self.accumulate(x, Buffer::Device(d_x));
-            }
-            DeviceOp::AddTableRows { x, table, rows } => {
-                if let Some(sum) = self.device_sum(gradients, table) {
-                    let depth = d_out.len() / rows.len().max(1);
-                    ops::rows::scatter_rows_add(d_out.all(), &rows, depth, sum);
-                }
-                self.pass_on(x, Buffer::Device(d_out));
-            }
-            DeviceOp::AddRows { x, features, rows, depth } => {
-                if self.needs(features) {
-                    let d_features = self.take_on_device(Number::F32, rows.len() * depth);
-                    ops::rows::gather_rows(d_out.all(), &rows, depth, d_features.all());
-                    self.accumulate(features, Buffer::Device(d_features));
-                }
-                self.pass_on(x, Buffer::Device(d_out));
-            }
-            DeviceOp::Interpolate { table, from, to, kind } => {
-                if let Some(sum) = self.device_sum(gradients, table) {
-                    let depth = d_out.len() / (to[0] * to[1]).max(1);
-                    ops::rows::interpolate_positions_backward(d_out.all(), from, to, depth, kind, sum);
-                }
-            }
-            DeviceOp::Resample { x, from, to, depth } => {
-                let d_x = self.take_on_device(Number::F32, from[0] * from[1] * depth);
-                d_x.all().zero();
-                let kind = Interpolation::Bilinear;
-                ops::rows::interpolate_positions_backward(d_out.all(), from, to, depth, kind, d_x.all());
-                self.accumulate(x, Buffer::Device(d_x));
-            }
-            DeviceOp::Place { text, features, rows, depth } => {
-                let d_features = self.take_on_device(Number::F32, rows.len() * depth);
-                ops::rows::place_rows_backward(d_out.all(), &rows, depth, d_features.all());
-                self.pass_on(features, Buffer::Device(d_features));
-                self.pass_on(text, Buffer::Device(d_out));
-            }
-            DeviceOp::PixelShuffle { x, shuffle } => {
-                let d_x = self.take_on_device(d_out.number(), d_out.len());
-                let Shuffle { height, width, depth, factor, .. } = shuffle;
-                ops::rows::pixel_shuffle(d_out.all(), height, width, depth, factor, true, d_x.all());
-                self.accumulate(x, Buffer::Device(d_x));
-            }
-            DeviceOp::Gather { x, rows, depth } => {
-                let d_x = self.device_stream_gradient(x);
-                ops::rows::scatter_rows_add(d_out.all(), &rows, depth, d_x.all());
-                self.keep_or_give(x, Buffer::Device(d_x));
-            }
-        }
-    }
-
-    fn device_linear_backward(
-        &mut self,
-        x: Var,
-        id: LinearId,
-        d_out: &DeviceBuffer,
-        adapters: Vec<DeviceBuffer>,
-        gradients: &Gradients,
-    ) -> Option<DeviceBuffer> {
-        let (weights, needs_x) = (self.weights, self.needs(x));
-        let input = self.view(x);
-        // The residual stream's gradient is f32; the matrix unit wants bf16.
-        let rounded = (d_out.number() != input.number()).then(|| {
-            let rounded = self.take_on_device(input.number(), d_out.len());
-            ops::elementwise::convert(d_out.all(), rounded.all());
-            rounded
-        });
-        let d_operand = rounded.as_ref().unwrap_or(d_out).all();
-        let d_x = product_backward(weights, id, input, d_operand, needs_x, gradients);
-        let linear = weights.linear(id);
-        let num_rows = input.len() / linear.k;
-        for (adapter, inner) in weights.adapters(id).iter().zip(adapters) {
-            let d_outer = self.take_on_device(d_operand.number(), num_rows * adapter.n);
-            let Adapter { column, n, scale, .. } = *adapter;
-            ops::elementwise::take_columns(d_operand, linear.n, column, d_outer.all(), n, scale);
-            let d_inner = product_backward(weights, adapter.b, inner.all(), d_outer.all(), true, gradients)
-                .expect("the inner gradient was asked for");
-            let thinned = thinned(weights, adapter, input);
-            let entered = thinned.as_ref().map_or(input, |x| x.all());
-            let more = product_backward(weights, adapter.a, entered, d_inner.all(), needs_x, gradients);
-            if let (Some(d_x), Some(more)) = (&d_x, more) {
-                if let Some((rate, stream)) = weights.dropout_of(adapter.a) {
-                    ops::elementwise::thin(more.all(), rate, &stream);
-                }
-                ops::elementwise::add(d_x.all(), more.all());
-            }
-        }
-        d_x
+        self.done(out, needs, Op::Gather { x, rows, depth })
     }
 }
 
 /// A copy of an adapter's input with some values left out, where dropout is on.
-fn thinned(weights: &Weights, adapter: &Adapter, x: View) -> Option<DeviceBuffer> {
+pub(super) fn thinned(weights: &Weights, adapter: &Adapter, x: View) -> Option<DeviceBuffer> {
     let (rate, stream) = weights.dropout_of(adapter.a)?;
     let out = x.device().take(x.number(), x.len());
     out.all().copy_from(x);
@@ -583,31 +389,4 @@ fn product(weights: &Weights, id: LinearId, x: View, add: bool, out: View) {
     let sizes = [x.len() / linear.k, linear.n, linear.k];
     let matrix = weights.matrix_on_device(id);
     x.device().multiply(sizes, (x, false), (matrix, true), weights.bias_on_device(id), add, out);
-}
-
-fn product_backward(
-    weights: &Weights,
-    id: LinearId,
-    x: View,
-    d_out: View,
-    needs_x: bool,
-    gradients: &Gradients,
-) -> Option<DeviceBuffer> {
-    let linear = weights.linear(id);
-    let (n, k, device) = (linear.n, linear.k, x.device());
-    let num_rows = x.len() / k;
-    if weights.linear_is_trainable(id) {
-        let sums = gradients.on_device();
-        let d_weight = sums.part(linear.offset..linear.offset + n * k);
-        device.multiply([n, k, num_rows], (d_out, true), (x, false), None, true, d_weight);
-        if let Some(offset) = linear.bias {
-            ops::norm::column_sums(d_out, None, n, sums.part(offset..offset + n));
-        }
-    }
-    needs_x.then(|| {
-        let d_x = device.take(x.number(), x.len());
-        let matrix = weights.matrix_on_device(id);
-        device.multiply([num_rows, k, n], (d_out, false), (matrix, false), None, false, d_x.all());
-        d_x
-    })
 }
