@@ -113,7 +113,7 @@ fn a_folder_with_a_run_is_not_touched() {
     let told = refuse(&["train", "r.toml", "--out", "run"], here);
     assert!(told.contains("already holds a run") && told.contains("--resume"), "{told}");
     let told = refuse(&["train", "r.toml", "--out", "run", "--resume"], here);
-    assert!(told.contains("it had `steps = 1`, it now has `steps = 7`"), "{told}");
+    assert!(told.contains("stage.1.steps was 1, it is 7 now"), "{told}");
     let told = refuse(&["train", "r.toml", "--out", "elsewhere", "--resume"], here);
     assert!(told.contains("no run to resume"), "{told}");
     assert!(!here.join("elsewhere").exists());

@@ -11,12 +11,12 @@ use serde::{Deserialize, Serialize};
 
 use crate::ask::AskConfig;
 use crate::data::{self, DataError, Dataset, Sources};
-use crate::prompt::{Frame, Prompter};
+use crate::prompt::Prompter;
 use crate::reward::extract;
 use crate::reward::remote::judge::Judge;
 use crate::reward::remote::{Asked, Failure, SetupError, Surroundings};
 use crate::reward::spec::{AccuracySpec, JudgeSpec, check};
-use crate::reward::{Completion, Group as RewardGroup, RewardError, RewardSpec, Rewards, Unknown};
+use crate::reward::{Group as RewardGroup, RewardError, RewardSpec, Rewards, Unknown};
 use crate::rollout::{Group, RowError, SamplingConfig, render, sample};
 
 /// What is asked, how answers are scored, and which are kept.
@@ -270,19 +270,7 @@ fn answer(
 
 /// Verifier times 100.
 fn verdicts(verifier: &Rewards, groups: &[Group]) -> Result<Vec<Vec<Option<f64>>>, RewardError> {
-    let asked: Vec<RewardGroup> = groups
-        .iter()
-        .map(|group| RewardGroup {
-            row: &group.prompt.row,
-            refined: None,
-            frame: Frame::of(&group.prompt.row, Some(&group.prompt.input)),
-            completions: group
-                .rollouts
-                .iter()
-                .map(|rollout| Completion { text: &rollout.text, ..Completion::default() })
-                .collect(),
-        })
-        .collect();
+    let asked: Vec<_> = groups.iter().map(RewardGroup::of).collect();
     let score = |scored: &crate::reward::Scored| scored.accuracy.map(|accuracy| 100.0 * f64::from(accuracy));
     Ok(verifier.score(&asked, 0)?.iter().map(|scored| scored.iter().map(score).collect()).collect())
 }

@@ -101,7 +101,7 @@ pub enum TrainError {
     RecipeChanged {
         /// The run's folder.
         folder: PathBuf,
-        /// The first line that differs.
+        /// The first setting that differs.
         difference: String,
     },
     /// The adapters of the checkpoint belong to other weights than those that were loaded.

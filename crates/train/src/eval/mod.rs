@@ -7,9 +7,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::ask::AskConfig;
 use crate::data::Dataset;
-use crate::prompt::{Frame, Prompter};
+use crate::prompt::Prompter;
 use crate::reward::spec::AccuracySpec;
-use crate::reward::{Completion, Group as RewardGroup, RewardError, RewardSpec, Rewards, Status, Unknown};
+use crate::reward::{Group as RewardGroup, RewardError, RewardSpec, Rewards, Status, Unknown};
 use crate::rollout::{RowError, SamplingConfig, render, sample};
 use records::{LevelScore, Prediction, SampledScore, SuiteScore};
 
@@ -196,24 +196,7 @@ fn answers(
         first = last;
         let prompts = render(prompter, ask, batch, sampling.max_new_tokens)?;
         let groups = sample(policy, prompter, prompts, sampling, num_answers, seed, 0, &mut |_| {})?;
-        let asked: Vec<RewardGroup> = groups
-            .iter()
-            .map(|group| RewardGroup {
-                row: &group.prompt.row,
-                refined: None,
-                frame: Frame::of(&group.prompt.row, Some(&group.prompt.input)),
-                completions: group
-                    .rollouts
-                    .iter()
-                    .map(|rollout| Completion {
-                        text: &rollout.text,
-                        num_tokens: rollout.sampled.ids.len(),
-                        truncated: rollout.truncated(),
-                        external: &[],
-                    })
-                    .collect(),
-            })
-            .collect();
+        let asked: Vec<_> = groups.iter().map(RewardGroup::of).collect();
         let scored = rewards.score(&asked, 0)?;
         for (group, scored) in groups.iter().zip(scored) {
             for (number, (rollout, scored)) in group.rollouts.iter().zip(&scored).enumerate() {

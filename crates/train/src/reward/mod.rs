@@ -2,6 +2,7 @@
 //! Works on text and rows alone; knows nothing of tokens, models or advantages. Judges and plug-ins (`remote`) hand their
 //! scores in. Cost: microseconds per completion, groups in parallel; nothing depends on the number of threads.
 
+use crate::rollout;
 use foveate_tasks::row::Row;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
@@ -204,6 +205,24 @@ pub struct Group<'a> {
     pub frame: Option<Frame>,
     /// The answers.
     pub completions: Vec<Completion<'a>>,
+}
+
+impl<'a> Group<'a> {
+    /// A group as it was sampled, with nothing known beside it.
+    pub fn of(group: &'a rollout::Group) -> Self {
+        let completion = |rollout: &'a rollout::Rollout| Completion {
+            text: &rollout.text,
+            num_tokens: rollout.sampled.ids.len(),
+            truncated: rollout.truncated(),
+            external: &[],
+        };
+        Self {
+            row: &group.prompt.row,
+            refined: None,
+            frame: Frame::of(&group.prompt.row, Some(&group.prompt.input)),
+            completions: group.rollouts.iter().map(completion).collect(),
+        }
+    }
 }
 
 /// One scored answer.

@@ -9,9 +9,8 @@ use foveate_model::Sampled;
 use super::{Parts, scores_refined};
 use crate::data::Question;
 use crate::error::TrainError;
-use crate::prompt::Frame;
 use crate::reward::remote::{Asked, Failure, FailureKind};
-use crate::reward::{Completion, Group as RewardGroup, Scored};
+use crate::reward::{Group as RewardGroup, Scored};
 use crate::rollout::{self, Group, RowError, check_room};
 use crate::session::{Event, Session};
 use crate::update::assemble;
@@ -182,26 +181,15 @@ fn score(
         }
         _ => None,
     };
-    let asked: Vec<RewardGroup> = groups
-        .iter()
-        .enumerate()
-        .map(|(index, group)| RewardGroup {
-            row: &group.prompt.row,
-            refined: refined.as_ref().and_then(|refined| refined[index].as_deref()),
-            frame: Frame::of(&group.prompt.row, Some(&group.prompt.input)),
-            completions: group
-                .rollouts
-                .iter()
-                .enumerate()
-                .map(|(answer, rollout)| Completion {
-                    text: &rollout.text,
-                    num_tokens: rollout.sampled.ids.len(),
-                    truncated: rollout.truncated(),
-                    external: outside.as_ref().map_or(&[], |outside| &outside[index][answer]),
-                })
-                .collect(),
-        })
-        .collect();
+    let mut asked: Vec<_> = groups.iter().map(RewardGroup::of).collect();
+    for (index, group) in asked.iter_mut().enumerate() {
+        group.refined = refined.as_ref().and_then(|refined| refined[index].as_deref());
+        if let Some(outside) = &outside {
+            for (completion, scores) in group.completions.iter_mut().zip(&outside[index]) {
+                completion.external = scores;
+            }
+        }
+    }
     Ok(parts.rewards.score(&asked, session.stage_step)?)
 }
 

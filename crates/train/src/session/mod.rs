@@ -2,18 +2,20 @@
 //! Knows how a run begins, is written down, stops and goes on; knows nothing of how a step learns.
 //! Cost: checkpoints; everything else is bookkeeping.
 
+mod folder;
+
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use crate::adamw::AdamW;
-use crate::checkpoint::durable::{create_folder, read_file, write_file, write_with};
+use crate::checkpoint::durable::{create_folder, write_file, write_with};
 use crate::checkpoint::tensor_file;
-use crate::checkpoint::{self, CheckpointError, Checkpoints, Found, State, WeightType};
+use crate::checkpoint::{self, CheckpointError, Checkpoints, State, WeightType};
 use crate::controls::Controls;
 use crate::data;
 use crate::error::TrainError;
-use crate::eval::records::{Evaluation, Prediction, Scores};
+use crate::eval::records::{Evaluation, Scores};
 use crate::eval::score_suite;
 use crate::frozen::Frozen;
 use crate::kept::{base_mark, kept_tensors, restore, restore_kept, trained_tensors, write_mark, write_model};
@@ -24,7 +26,8 @@ use crate::report::records::StepRecord;
 use crate::report::{Logs, page};
 use crate::run::{Run, Stage, Start};
 use crate::source::ModelSource;
-use foveate_kernels::{interrupt, isa};
+use folder::{claim, find_checkpoint, instruction_set, read_scores, write_predictions};
+use foveate_kernels::interrupt;
 use foveate_model::{ModelDescription, Policy, SaveType, Trainable};
 
 /// What a run tells whoever watches it.
@@ -447,89 +450,4 @@ impl<'a> Session<'a> {
     pub fn write_page(&mut self) -> Result<PathBuf, TrainError> {
         Ok(page::write(&self.folder)?)
     }
-}
-
-/// One JSON object a line.
-fn write_predictions(folder: &Path, name: &str, predictions: &[Prediction]) -> Result<(), TrainError> {
-    create_folder(folder)?;
-    write_with(&folder.join(name), |writer| {
-        predictions.iter().try_for_each(|prediction| {
-            serde_json::to_writer(&mut *writer, prediction)?;
-            writer.write_all(b"\n")
-        })
-    })?;
-    Ok(())
-}
-
-/// Makes the folder of a new run; refuses one that holds anything of another.
-fn claim(run: &Run, folder: &Path) -> Result<(), TrainError> {
-    let occupied = ["recipe.toml", "metrics.jsonl", "checkpoints", "config.json"];
-    if occupied.iter().any(|name| folder.join(name).exists()) {
-        return Err(TrainError::Occupied(folder.to_path_buf()));
-    }
-    create_folder(folder)?;
-    write_file(&folder.join("recipe.toml"), run.to_toml().as_bytes())?;
-    Ok(())
-}
-
-/// The checkpoint that a resumed run goes on from; none if it was stopped before its first one.
-fn find_checkpoint(
-    run: &Run,
-    folder: &Path,
-    checkpoints: &Checkpoints,
-    watch: &mut dyn FnMut(Event),
-) -> Result<Option<Found>, TrainError> {
-    let recipe = folder.join("recipe.toml");
-    if !recipe.is_file() {
-        return Err(TrainError::NothingToResume(folder.to_path_buf()));
-    }
-    let was = String::from_utf8_lossy(&read_file(&recipe)?).into_owned();
-    let is = run.to_toml();
-    if was != is {
-        let difference = first_difference(&was, &is);
-        return Err(TrainError::RecipeChanged { folder: folder.to_path_buf(), difference });
-    }
-    let (found, damaged) = checkpoints.newest()?;
-    for error in damaged {
-        watch(Event::Remark(format!("{error}; the checkpoint before it is used")));
-    }
-    if let Some(found) = &found {
-        let is = instruction_set();
-        if found.state.instruction_set != is {
-            return Err(TrainError::OtherMachine { was: found.state.instruction_set.clone(), is });
-        }
-    }
-    Ok(found)
-}
-
-/// The first line in which two texts differ, in words.
-fn first_difference(was: &str, is: &str) -> String {
-    let (mut old, mut new) = (was.lines(), is.lines());
-    loop {
-        match (old.next(), new.next()) {
-            (Some(a), Some(b)) if a == b => {}
-            (None, None) => return "only line ends differ".to_string(),
-            (a, b) => {
-                let word = |line: Option<&str>| line.map_or("nothing".to_string(), |line| format!("`{line}`"));
-                return format!("it had {}, it now has {}", word(a), word(b));
-            }
-        }
-    }
-}
-
-/// The names of the instruction paths that decide bits.
-fn instruction_set() -> String {
-    format!("{}/{}", isa::vector_isa().name(), isa::matmul_path().name())
-}
-
-/// Scores that were taken up to `step`; later ones are taken again.
-fn read_scores(folder: &Path, step: u64) -> Result<Scores, TrainError> {
-    let path = folder.join("eval.json");
-    if !path.is_file() {
-        return Ok(Scores::default());
-    }
-    let mut scores: Scores = serde_json::from_slice(&read_file(&path)?)
-        .map_err(|error| CheckpointError::Damaged { path, reason: error.to_string() })?;
-    scores.evaluations.retain(|evaluation| evaluation.step <= step && evaluation.name != "after");
-    Ok(scores)
 }
