@@ -91,12 +91,10 @@ fn check_observation(row: &Row, seen: &str) {
             Some((number, noun)) => noun.ends_with(" left") || solver::count(facts, noun).to_string() == number,
             None => at_place(),
         },
-        "transformation" => {
-            let words: Vec<&str> = seen.split(' ').collect();
-            let moved = if words[2] == "moved" { "change_position" } else { "change_" };
-            let call = |call: &str| call.starts_with(moved) && call.ends_with(&format!("({}, {}", words[1], words[3]));
-            words[0] == "object" && row.answer.text().split(')').any(|text| call(text.trim_start_matches(", ")))
-        }
+        "transformation" => solver::fit("object {} at the {} and later {} at the {}", seen).is_some_and(|f| {
+            let (first, second) = facts.split_once(". second picture").expect("two pictures");
+            first.contains(&format!(" {}: {} ", f[1], f[0])) && second.contains(&format!(" {}: {}", f[3], f[2]))
+        }),
         "location" => solver::fit("a {} at the {}", seen).is_some_and(|f| solver::location::is_at(facts, f[0], f[1])),
         "naming" => match counted() {
             Some((number, noun)) => solver::naming::count(facts, noun).to_string() == number,
@@ -135,6 +133,9 @@ fn rationales_are_short_and_end_in_the_answer() {
             for split in SPLITS {
                 for row in rows(&WorldSpec { rationale: quality, ..spec(world, split) }, 400) {
                     let words = row.rationale.split_whitespace().count();
+                    // Each changed object has two places and a call.
+                    let calls = if let Answer::Functions(calls) = &row.answer { calls.len() } else { 0 };
+                    let limit = if limit > 0 { limit + 15 * calls } else { limit };
                     assert!(words <= limit, "{words} words: {}", row.rationale);
                     assert!(!row.rationale.to_lowercase().contains("answer:"), "{}", row.rationale);
                     if let (Answer::Number(number), true) = (&row.answer, limit > 0) {
@@ -380,7 +381,7 @@ fn the_primer_shows_one_picture_many_times_and_few_steps() {
             for row in rows {
                 assert!(matches!(&row.images[0], ImageData::Drawn(d) if std::sync::Arc::ptr_eq(d, first)));
                 assert!(target(row).lines().last().unwrap().starts_with("Answer: "));
-                assert!(target(row).split_whitespace().count() < 80);
+                assert!(target(row).split_whitespace().count() < 110);
                 several += usize::from(row.meta["steps"].as_u64().unwrap() > 1);
                 if let Some(solved) = solver::solve(&row.task, &row.facts, &row.question) {
                     let lettered = matches!(row.answer, Answer::Choice(_));

@@ -106,12 +106,20 @@ impl Transformation {
         let is = if changes.len() == 1 { "the call is" } else { "the calls are" };
         let reasoning = format!("{is} {}", answer.text());
         let mut asked = Asked::new(kind, changes.len() as u8, question, answer, goal.into());
-        asked.observations = changes.iter().map(|&(id, change)| observed(id, change)).collect();
+        asked.observations = changes.iter().map(|&(id, _)| self.observed(id)).collect();
+        asked.observations.dedup();
         asked.reasoning = vec![reasoning];
         asked.candidates = (0..12).map(|_| self.near_miss(changes, kind == "program", draws)).collect();
         // Calls in another order would be right as well; near misses are sorted like the answer.
         asked.candidates.retain(|other| *other != asked.answer.text());
         Some(asked)
+    }
+
+    /// `object 1 at the left and later small red glass cube at the left`: where to look, and what is there. What was there
+    /// before stands in the question; the call follows from the two.
+    fn observed(&self, id: usize) -> String {
+        let (before, after) = (self.before[id], self.after[id]);
+        format!("object {id} at the {} and later {} at the {}", place(before.cell), after.phrase(), place(after.cell))
     }
 
     /// The program with one mistake: another value, another object, another function, a call too many or too few.
@@ -147,12 +155,6 @@ fn call(id: usize, change: Change) -> Call {
     Call { function: change.function().into(), object: id.to_string(), value: change.value().into() }
 }
 
-/// `object 1 turned red`, `object 0 moved front_left`.
-fn observed(id: usize, change: Change) -> String {
-    let verb = if matches!(change, Change::Position(_)) { "moved" } else { "turned" };
-    format!("object {id} {verb} {}", change.value())
-}
-
 /// What only pre-training asks: seeing and naming in either picture.
 impl Transformation {
     fn lesson_describe(&self, draws: &mut Draws) -> Lesson {
@@ -165,7 +167,7 @@ impl Transformation {
         );
         let answer = number(self.before.len() as i64);
         let asked = Asked::new("describe", 1, question, answer, "name all objects".into());
-        Lesson { asked, rationale: Some(Transformation::facts(self)) }
+        Lesson { asked, rationale: Some(self.described(false)) }
     }
 
     /// One of the two pictures, with its name.

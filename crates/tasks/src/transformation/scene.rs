@@ -260,8 +260,14 @@ impl Transformation {
 
     /// Both states, by cell from the front left to the back right; ids stand in the first one only.
     pub fn facts(&self) -> String {
+        self.described(true)
+    }
+
+    /// Both pictures in words. The numbers of the objects are those of a question's list: no picture shows them.
+    pub(super) fn described(&self, numbered: bool) -> String {
+        let number = |id: usize| if numbered { format!("{id} ") } else { String::new() };
         let mut first: Vec<(Cell, String)> = (self.before.iter().enumerate())
-            .map(|(id, solid)| (solid.cell, format!("{}: {id} {}", place(solid.cell), solid.phrase())))
+            .map(|(id, solid)| (solid.cell, format!("{}: {}{}", place(solid.cell), number(id), solid.phrase())))
             .collect();
         let mut second: Vec<(Cell, String)> =
             self.after.iter().map(|solid| (solid.cell, format!("{}: {}", place(solid.cell), solid.phrase()))).collect();
