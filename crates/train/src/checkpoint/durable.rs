@@ -40,19 +40,29 @@ impl FileError {
     }
 }
 
-/// Replaces the file at `path` by what `fill` writes; if anything fails, the old file stays as it was.
+/// Replaces the file at `path` by what `fill` writes; if anything fails, the old file stays as it was. A link stays a link,
+/// and what is no file (`/dev/stdout`, a pipe) is written to, not replaced.
 pub fn write_with(path: &Path, fill: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> Result<(), FileError> {
-    let aside = aside(path);
+    if fs::metadata(path).is_ok_and(|found| !found.is_file() && !found.is_dir()) {
+        let through = || {
+            let mut writer = BufWriter::new(fs::OpenOptions::new().write(true).open(path)?);
+            fill(&mut writer)?;
+            writer.flush()
+        };
+        return through().map_err(FileError::new("write", path));
+    }
+    let place = fs::canonicalize(path).unwrap_or_else(|_| path.to_path_buf());
+    let aside = aside(&place);
     let outcome = (|| {
         let mut writer = BufWriter::with_capacity(1 << 20, File::create(&aside)?);
         fill(&mut writer)?;
         writer.flush()?;
         writer.get_ref().sync_all()?;
-        fs::rename(&aside, path)
+        fs::rename(&aside, &place)
     })();
     match outcome {
         Ok(()) => {
-            sync_folder(path.parent().unwrap_or(Path::new(".")));
+            sync_folder(place.parent().unwrap_or(Path::new(".")));
             Ok(())
         }
         Err(error) => {
@@ -131,13 +141,21 @@ mod tests {
     #[test]
     #[cfg(target_os = "linux")]
     fn a_full_device_is_an_error_with_a_hint() {
-        let error = fs::OpenOptions::new()
-            .write(true)
-            .open("/dev/full")
-            .and_then(|mut file| file.write_all(b"x"))
-            .map_err(FileError::new("write", Path::new("/dev/full")))
-            .unwrap_err();
+        let error = write_file(Path::new("/dev/full"), b"x").unwrap_err();
         assert!(error.hint().unwrap().contains("room"));
+        assert!(!fs::metadata("/dev/full").unwrap().is_file());
+    }
+
+    #[test]
+    #[cfg(unix)]
+    fn a_link_stays_a_link() {
+        let folder = tempfile::tempdir().unwrap();
+        let (file, link) = (folder.path().join("file"), folder.path().join("link"));
+        write_file(&file, b"old").unwrap();
+        std::os::unix::fs::symlink(&file, &link).unwrap();
+        write_file(&link, b"new").unwrap();
+        assert_eq!(fs::read(&file).unwrap(), b"new");
+        assert!(fs::symlink_metadata(&link).unwrap().is_symlink());
     }
 
     #[test]
