@@ -91,9 +91,9 @@ fn check_observation(row: &Row, seen: &str) {
             Some((number, noun)) => noun.ends_with(" left") || solver::count(facts, noun).to_string() == number,
             None => at_place(),
         },
-        "transformation" => solver::fit("object {} at the {} and later {} at the {}", seen).is_some_and(|f| {
+        "transformation" => solver::fit("object {} {} at the {} and later {} at the {}", seen).is_some_and(|f| {
             let (first, second) = facts.split_once(". second picture").expect("two pictures");
-            first.contains(&format!(" {}: {} ", f[1], f[0])) && second.contains(&format!(" {}: {}", f[3], f[2]))
+            first.contains(&format!(" {}: {} {}", f[2], f[0], f[1])) && second.contains(&format!(" {}: {}", f[4], f[3]))
         }),
         "location" => solver::fit("a {} at the {}", seen).is_some_and(|f| solver::location::is_at(facts, f[0], f[1])),
         "naming" => match counted() {
@@ -381,7 +381,8 @@ fn the_primer_shows_one_picture_many_times_and_few_steps() {
             for row in rows {
                 assert!(matches!(&row.images[0], ImageData::Drawn(d) if std::sync::Arc::ptr_eq(d, first)));
                 assert!(target(row).lines().last().unwrap().starts_with("Answer: "));
-                assert!(target(row).split_whitespace().count() < 110);
+                let most = if world == World::Transformation { 150 } else { 80 };
+                assert!(target(row).split_whitespace().count() < most);
                 several += usize::from(row.meta["steps"].as_u64().unwrap() > 1);
                 if let Some(solved) = solver::solve(&row.task, &row.facts, &row.question) {
                     let lettered = matches!(row.answer, Answer::Choice(_));

@@ -115,11 +115,12 @@ impl Transformation {
         Some(asked)
     }
 
-    /// `object 1 at the left and later small red glass cube at the left`: where to look, and what is there. What was there
-    /// before stands in the question; the call follows from the two.
+    /// `object 1 small red glass cube at the left and later large red glass cube at the left`: what to look for, where it
+    /// is, and what is there. The call follows from the two.
     fn observed(&self, id: usize) -> String {
         let (before, after) = (self.before[id], self.after[id]);
-        format!("object {id} at the {} and later {} at the {}", place(before.cell), after.phrase(), place(after.cell))
+        let told = |solid: Solid| format!("{} at the {}", solid.phrase(), place(solid.cell));
+        format!("object {id} {} and later {}", told(before), told(after))
     }
 
     /// The program with one mistake: another value, another object, another function, a call too many or too few.
