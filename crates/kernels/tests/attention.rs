@@ -4,7 +4,9 @@
 
 mod support;
 
-use foveate_kernels::cpu::attention::{Heads, Rows, attention, attention_backward};
+use foveate_kernels::cpu::attention::{
+    Heads, Rows, attention, attention_backward, attention_stored, store as store_rows,
+};
 use foveate_kernels::element::{Element, bf16};
 use foveate_kernels::reference;
 use foveate_kernels::reference::differences::finite_differences;
@@ -171,8 +173,9 @@ fn a_shared_prefix_equals_separate_rows() {
 }
 
 /// Decodes a question and its answers against a store that grows, `step` rows at a time, and demands the bits of the
-/// training forward pass. Rows that are not there yet are NaN: whoever looks at one is found out.
-fn decoding<E: Element>(heads: &Heads, lens: &[u32], step: u32) {
+/// training forward pass. Rows that are not there yet are NaN: whoever looks at one is found out. Keys and values lie
+/// in fused rows, or `stored` as decoding keeps them.
+fn decoding<E: Element>(heads: &Heads, lens: &[u32], step: u32, stored: bool) {
     let shape: Vec<_> = lens.iter().enumerate().map(|(i, &len)| (len, (i > 0).then_some(0))).collect();
     let whole = pack(&shape);
     let (width, out_width) = (stride(heads), heads.num_heads * heads.head_dim);
@@ -182,13 +185,15 @@ fn decoding<E: Element>(heads: &Heads, lens: &[u32], step: u32) {
     // The store has keys and values only, in an order of its own, with gaps between the segments.
     let kv_width = 2 * heads.num_kv_heads * heads.head_dim;
     let mut segments: Vec<Segment> = Vec::new();
-    let mut room = 3;
+    let mut room = if stored { 2 } else { 3 };
     for segment in whole.iter().rev() {
         segments.push(Segment { start: room, len: 0, parent: segment.parent });
         room += segment.len + 5;
+        room += if stored { room % 2 } else { 0 };
     }
     segments.reverse();
     let mut store = vec![E::from_f32(f32::NAN); room as usize * kv_width];
+    let (mut keys, mut values) = (store[..store.len() / 2].to_vec(), store[..store.len() / 2].to_vec());
     let (mut out, mut lse) = (want.clone(), want_lse.clone());
     out.fill(E::from_f32(f32::NAN));
     lse.fill(f32::NAN);
@@ -212,6 +217,16 @@ fn decoding<E: Element>(heads: &Heads, lens: &[u32], step: u32) {
                 segments[index].len = position + rows;
             }
             let q = Rows { data: &qkv[..], offset: 0, stride: width, head: heads.head_dim };
+            if stored {
+                for query in &queries {
+                    let (first, rows) = (query.first_row as usize, query.num_rows as usize);
+                    let at = segments[query.segment as usize].start + query.first_position;
+                    let places: Vec<u32> = (at..at + query.num_rows).collect();
+                    store_rows(heads, &qkv[first * width..(first + rows) * width], &places, &mut keys, &mut values);
+                }
+                attention_stored(heads, &queries, &segments, q, &keys, &values, &mut out, &mut lse);
+                continue;
+            }
             let k = Rows { data: &store[..], offset: 0, stride: kv_width, head: heads.head_dim };
             let v = Rows { data: &store[..], offset: kv_width / 2, stride: kv_width, head: heads.head_dim };
             attention(heads, &queries, &segments, q, k, v, &mut out, &mut lse);
@@ -223,11 +238,14 @@ fn decoding<E: Element>(heads: &Heads, lens: &[u32], step: u32) {
 
 #[test]
 fn decoding_gives_the_bits_of_training() {
-    for (num_heads, num_kv_heads, head_dim) in [(3, 1, 64), (4, 2, 32), (2, 2, 40), (20, 1, 8)] {
+    for (num_heads, num_kv_heads, head_dim) in [(3, 1, 64), (4, 2, 32), (8, 2, 96), (2, 2, 40), (20, 1, 8)] {
         let heads = heads(num_heads, num_kv_heads, head_dim, true);
-        for (lens, step) in [(&[70, 66, 1, 30, 5][..], 1), (&[1, 3], 1), (&[130, 40, 40], 7)] {
-            decoding::<f32>(&heads, lens, step);
-            decoding::<bf16>(&heads, lens, step);
+        let all = [(&[70, 66, 1, 30, 5][..], 1), (&[1, 3], 1), (&[66, 67], 1), (&[130, 40, 40], 7)];
+        for (lens, step) in all {
+            for stored in [false, true] {
+                decoding::<f32>(&heads, lens, step, stored);
+                decoding::<bf16>(&heads, lens, step, stored);
+            }
         }
     }
 }

@@ -13,6 +13,7 @@ use foveate_kernels::segment::{Queries, Segment};
 
 use crate::batch::{FinishReason, PromptInput, Sampled, Tile};
 use crate::cache::KeyValueStore;
+use crate::decode::store_rows;
 use crate::error::ModelError;
 use crate::policy::{Packed, Policy};
 use crate::positions::Positions;
@@ -35,7 +36,7 @@ pub struct Request {
 impl Request {
     /// Rows of the store that it takes until it leaves.
     pub fn num_rows(&self) -> usize {
-        self.prompt.ids.len() + self.num_answers as usize * self.sampling.max_new_tokens as usize
+        store_rows(&self.prompt, self.num_answers, &self.sampling)
     }
 }
 
@@ -109,7 +110,11 @@ impl Batcher {
         self.next += 1;
         let room = request.sampling.max_new_tokens;
         let answers = (0..request.num_answers).map(|number| Answer {
-            rows: Segment { start: rows.start + len + number * room, len: 0, parent: None },
+            rows: Segment {
+                start: rows.start + len.next_multiple_of(2) + number * room.next_multiple_of(2),
+                len: 0,
+                parent: None,
+            },
             stream: Stream::new(request.seed, Purpose::Sampling, 0, 0, number),
             sampled: Sampled {
                 ids: vec![],

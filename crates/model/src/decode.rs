@@ -45,6 +45,12 @@ const LOGIT_ROWS: usize = 64;
 /// Bytes of keys and values that one wave of prompts may take.
 const STORE_BYTES: usize = 3 << 30;
 
+/// Rows of a store that a prompt and its answers take. Segments start at even rows.
+pub(crate) fn store_rows(prompt: &PromptInput, num_answers: u32, spec: &SamplingSpec) -> usize {
+    let even = |rows: usize| rows.next_multiple_of(2);
+    even(prompt.ids.len()) + num_answers as usize * even(spec.max_new_tokens as usize)
+}
+
 struct Answer {
     job: usize,
     /// Rotary position of its first token.
@@ -76,7 +82,7 @@ impl Policy {
             let mut bytes = 0;
             let mut count = 0;
             for job in rest {
-                let rows = job.prompt.ids.len() + job.num_answers as usize * spec.max_new_tokens as usize;
+                let rows = store_rows(job.prompt, job.num_answers, spec);
                 bytes += rows * per_token;
                 if count > 0 && bytes > STORE_BYTES {
                     break;
@@ -116,13 +122,13 @@ impl Policy {
         let config = &self.decoder().config;
         let key_width = config.num_kv_heads * config.head_dim;
 
-        // Rows of the store: all prompts first, then a place of full length for every answer.
+        // Rows of the store: all prompts first, then a place of full length for every answer, each from an even row on.
         let mut segments = Vec::new();
         let mut answers = Vec::new();
         let mut at = 0u32;
         for job in jobs {
             segments.push(Segment { start: at, len: job.prompt.ids.len() as u32, parent: None });
-            at += job.prompt.ids.len() as u32;
+            at += (job.prompt.ids.len() as u32).next_multiple_of(2);
         }
         for (index, job) in jobs.iter().enumerate() {
             let first_position = self.first_position(job.prompt)?;
@@ -143,7 +149,7 @@ impl Policy {
                     done: spec.max_new_tokens == 0,
                 });
                 segments.push(Segment { start: at, len: 0, parent: Some(index as u32) });
-                at += spec.max_new_tokens;
+                at += spec.max_new_tokens.next_multiple_of(2);
             }
         }
         let rows = at as usize;

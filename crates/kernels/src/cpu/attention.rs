@@ -11,14 +11,20 @@ mod amx;
 mod backward;
 #[cfg(target_arch = "x86_64")]
 mod backward_amx;
+#[cfg(target_arch = "x86_64")]
+mod few;
+#[cfg(target_arch = "x86_64")]
+mod few_amx;
 mod forward;
 #[cfg(target_arch = "x86_64")]
 mod forward_amx;
 mod lanes;
 mod plan;
+mod store;
 
 pub use backward::attention_backward;
-pub use forward::attention;
+pub use forward::{attention, attention_stored};
+pub use store::store;
 
 use crate::segment::Segment;
 
@@ -110,7 +116,7 @@ mod tests {
         let view = |head: usize| Rows { data: &qkv[..], offset: head * 40, stride: 400, head: 40 };
         let (mut out, mut lse) = (vec![E::default(); 163 * 240], vec![0.0; 163 * 6]);
         let queries = Queries::whole(&segments);
-        attention_on(path, &heads, &queries, &segments, view(0), view(6), view(8), &mut out, &mut lse);
+        attention_on(path, &heads, &queries, &segments, view(0), view(6), view(8), false, &mut out, &mut lse);
         let mut d_qkv = vec![E::default(); qkv.len()];
         attention_backward_on(path, &heads, &segments, &qkv, &out, &lse, &out, &mut d_qkv);
         out.iter().chain(&d_qkv).map(|x| x.to_f32()).chain(lse).collect()

@@ -346,6 +346,30 @@ with_avx512! {
 }
 
 with_avx512! {
+    /// [`pack_rows_transposed`] of rows that stand in pairs, element beside element.
+    pub(super) fn pack_pairs_transposed(pairs: &[bf16], count: usize, width: usize, out: &mut [bf16]) {
+        for (index, tile) in out.chunks_exact_mut(TILE).take(width.div_ceil(16) * KEY_STEPS).enumerate() {
+            let (at, first) = (index / KEY_STEPS * 16, index % KEY_STEPS * DEPTH);
+            let mask = ((1u32 << (width - at).min(16)) - 1) as u16;
+            let mut lines = [_mm512_setzero_si512(); 16];
+            for (j, line) in lines.iter_mut().enumerate() {
+                let key = first + 2 * j;
+                if key < count {
+                    let from = &pairs[key * width + 2 * at..(key + 2) * width];
+                    // SAFETY: the mask keeps the load inside the pair.
+                    *line = unsafe { _mm512_maskz_loadu_epi32(mask, from.as_ptr().cast()) };
+                }
+                if key + 1 == count {
+                    *line = _mm512_and_si512(*line, _mm512_set1_epi32(0xffff));
+                }
+            }
+            transpose(&mut lines);
+            store_tile(&lines, tile);
+        }
+    }
+}
+
+with_avx512! {
     /// 16 rows (lanes) transposed as B: `[steps]` tiles of 16 pairs of dims by 16 lanes. `rows` are `width` wide, a
     /// multiple of 32, and stand one after the other.
     pub(super) fn pack_lanes(rows: &[bf16], width: usize, out: &mut [bf16]) {
@@ -434,30 +458,36 @@ with_avx512! {
         // See `lanes::softmax_step` for the two special cases.
         let factor = old.select_less(new, exp2(old.sub(new)), V::splat(1.0));
         let minus = zero.sub(least.select_less(new, new, zero));
-        let mut sums = [zero; 2];
-        let lines = p.chunks_exact_mut(DEPTH).take(count.div_ceil(DEPTH) * 16);
+        // Keys by their remainder, as `few_amx` holds four keys in a register.
+        let mut sums = [zero; 4];
+        let lines = p.chunks_exact_mut(2 * DEPTH).take(count.div_ceil(DEPTH) * 8);
         if all && count == BLOCK {
-            for (s, line) in scores.as_chunks::<2>().0.iter().zip(lines) {
-                let even = exp2_short(V::load(&s[0]).mul_add(scale2, minus));
-                let odd = exp2_short(V::load(&s[1]).mul_add(scale2, minus));
-                sums = [sums[0].add(even), sums[1].add(odd)];
-                round_pairs(even, odd, line);
+            for (s, lines) in scores.as_chunks::<4>().0.iter().zip(lines) {
+                let mut four = [zero; 4];
+                for key in 0..4 {
+                    four[key] = exp2_short(V::load(&s[key]).mul_add(scale2, minus));
+                    sums[key] = sums[key].add(four[key]);
+                }
+                let (even, odd) = lines.split_at_mut(DEPTH);
+                round_pairs(four[0], four[1], even);
+                round_pairs(four[2], four[3], odd);
             }
         } else {
-            for (pair, line) in lines.enumerate() {
-                let mut both = [zero; 2];
-                for (odd, p) in both.iter_mut().enumerate() {
-                    let key = 2 * pair + odd;
-                    if key < count {
-                        *p = exp2_short(V::load(&scores[key]).mul_add(scale2, minus));
-                        *p = V::splat(key as f32).select_less(limit, *p, zero);
-                        sums[odd] = sums[odd].add(*p);
+            for (first, lines) in (0..).step_by(4).zip(lines) {
+                let mut four = [zero; 4];
+                for (key, p) in four.iter_mut().enumerate() {
+                    if first + key < count {
+                        *p = exp2_short(V::load(&scores[first + key]).mul_add(scale2, minus));
+                        *p = V::splat((first + key) as f32).select_less(limit, *p, zero);
+                        sums[key] = sums[key].add(*p);
                     }
                 }
-                round_pairs(both[0], both[1], line);
+                let (even, odd) = lines.split_at_mut(DEPTH);
+                round_pairs(four[0], four[1], even);
+                round_pairs(four[2], four[3], odd);
             }
         }
-        let sum = sums[0].add(sums[1]);
+        let sum = sums[0].add(sums[2]).add(sums[1].add(sums[3]));
         V::load(&state.sum).mul_add(factor, sum).store(&mut state.sum);
         // Multiplying by 1 changes nothing: skipping it is the same for every lane.
         if _mm512_cmp_ps_mask::<_CMP_NEQ_UQ>(factor.0, V::splat(1.0).0) != 0 {
@@ -567,6 +597,11 @@ impl<'s> Pieces<'s> {
     /// Scores of one tile.
     pub(super) fn block(&mut self) -> &'s mut [Lanes; BLOCK] {
         self.floats(BLOCK * LANES).as_chunks_mut().0.try_into().expect("a block of scores")
+    }
+
+    /// `len` bf16.
+    pub(super) fn halves(&mut self, len: usize) -> &'s mut [bf16] {
+        &mut bytemuck::cast_slice_mut(self.floats(len.div_ceil(2)))[..len]
     }
 
     /// `tiles` operand tiles.

@@ -11,6 +11,8 @@ use crate::element::{Element, bf16};
 pub(super) struct AmxUnit<'s> {
     tiles: Tiles,
     head_dim: usize,
+    /// Whether rows of values stand in pairs.
+    pairs: bool,
     /// Operand tiles along a head: 32 dims each as depth, 16 each as rows.
     steps: usize,
     dim_tiles: usize,
@@ -40,7 +42,7 @@ impl<'s> AmxUnit<'s> {
     }
 
     /// For a task of `tiles` tiles.
-    pub(super) fn new(tiles: usize, head_dim: usize, scratch: &'s mut [f32]) -> Self {
+    pub(super) fn new(tiles: usize, head_dim: usize, pairs: bool, scratch: &'s mut [f32]) -> Self {
         let (steps, dim_tiles) = (head_dim.div_ceil(DEPTH), head_dim.div_ceil(16));
         let mut pieces = Pieces(scratch);
         let rows = pieces.tiles(tiles * steps);
@@ -50,6 +52,7 @@ impl<'s> AmxUnit<'s> {
         Self {
             tiles: Tiles::new(),
             head_dim,
+            pairs,
             steps,
             dim_tiles,
             rows,
@@ -65,7 +68,12 @@ impl<'s> AmxUnit<'s> {
     }
 }
 
-impl AmxUnit<'_> {
+impl<'s> AmxUnit<'s> {
+    /// The running softmax of every tile, and the sums of its values `[tile][dim_tiles * 16]`.
+    pub(super) fn into_sums(self) -> (Vec<Softmax>, &'s [Lanes], usize) {
+        (self.softmax, self.out, self.dim_tiles * 16)
+    }
+
     /// Scores of one tile's queries against the first `count` keys of the block.
     fn multiply_scores(&mut self, tile: usize, count: usize, turn: usize) {
         let q = &self.q[tile * self.steps * TILE..][..self.steps * TILE];
@@ -102,7 +110,11 @@ impl<E: Element> Unit<E> for AmxUnit<'_> {
         if !whole {
             amx::pack_rows(&self.tiles, k, strides[0], count, self.head_dim, self.keys);
         }
-        amx::pack_rows_transposed(&self.tiles, v, strides[1], count, self.head_dim, self.values);
+        if self.pairs {
+            amx::pack_pairs_transposed(&self.tiles, v, count, self.head_dim, self.values);
+        } else {
+            amx::pack_rows_transposed(&self.tiles, v, strides[1], count, self.head_dim, self.values);
+        }
     }
 
     fn step(&mut self, first_tile: usize, visible: &[Visible], scale2: f32) {

@@ -16,6 +16,18 @@ pub(super) fn load_block<E: Element>(rows: &[E], stride: usize, count: usize, wi
     load_rows(rows, stride, count, width, block);
 }
 
+/// [`load_block`] of rows that stand in pairs, element beside element.
+pub(super) fn load_pairs<E: Element>(pairs: &[E], count: usize, width: usize, block: &mut [f32]) {
+    for (key, to) in block.chunks_exact_mut(width).enumerate() {
+        if key < count {
+            let pair = pairs[key / 2 * 2 * width..][..2 * width].iter().skip(key % 2).step_by(2);
+            to.iter_mut().zip(pair).for_each(|(to, from)| *to = from.to_f32());
+        } else {
+            to.fill(0.0);
+        }
+    }
+}
+
 multiversion! {
     fn load_rows<E: Element>(rows: &[E], stride: usize, count: usize, width: usize, block: &mut [f32]) {
         for (key, to) in block.chunks_exact_mut(width).enumerate() {

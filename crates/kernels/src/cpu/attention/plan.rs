@@ -13,12 +13,13 @@ pub(super) const GROUP: usize = 4;
 const TASK_LANES: usize = 32 * LANES;
 
 /// Some consecutive query rows of a family for one key/value head.
+#[derive(Clone)]
 pub(super) struct Task {
     pub kv_head: usize,
-    /// The family's common ancestors, root first: an index into [`Plan::chains`].
-    pub chain: usize,
-    /// Rows of the task by member: (tensor rows, segment, position of the first row).
-    pub parts: Vec<Part>,
+    /// The family's common ancestors, root first, in [`Plan::ancestors`].
+    chain: Range<usize>,
+    /// Rows of the task by member, in [`Plan::parts`].
+    parts: Range<usize>,
     /// Rows of all parts.
     pub num_rows: usize,
 }
@@ -32,16 +33,30 @@ pub(super) struct Part {
     pub first_position: usize,
 }
 
-/// The forward pass, cut into tasks.
+/// The forward pass, cut into tasks. Decoding makes one per layer and token, hence few allocations.
+#[derive(Default)]
 pub(super) struct Plan {
-    pub chains: Vec<Vec<u32>>,
+    ancestors: Vec<u32>,
+    parts: Vec<Part>,
     pub tasks: Vec<Task>,
+}
+
+impl Plan {
+    /// The common ancestors of a task's queries, root first.
+    pub(super) fn chain(&self, task: &Task) -> &[u32] {
+        &self.ancestors[task.chain.clone()]
+    }
+
+    /// The rows of a task.
+    pub(super) fn parts(&self, task: &Task) -> &[Part] {
+        &self.parts[task.parts.clone()]
+    }
 }
 
 /// Groups consecutive queries with the same parent: they share tiles while they visit their ancestors.
 pub(super) fn forward(heads: &Heads, queries: &[Queries], segments: &[Segment]) -> Plan {
     let rows_per_task = (TASK_LANES / heads.group()).max(1);
-    let mut plan = Plan { chains: Vec::new(), tasks: Vec::new() };
+    let mut plan = Plan::default();
     let mut at = 0;
     while at < queries.len() {
         let parent = segments[queries[at].segment as usize].parent;
@@ -49,44 +64,57 @@ pub(super) fn forward(heads: &Heads, queries: &[Queries], segments: &[Segment]) 
         while end < queries.len() && parent.is_some() && segments[queries[end].segment as usize].parent == parent {
             end += 1;
         }
-        plan.chains.push(ancestors(segments, queries[at].segment));
-        let groups = cut(&queries[at..end], rows_per_task);
-        for kv_head in 0..heads.num_kv_heads {
-            for parts in &groups {
-                let num_rows = parts.iter().map(|part| part.num_rows).sum();
-                plan.tasks.push(Task { kv_head, chain: plan.chains.len() - 1, parts: parts.clone(), num_rows });
+        let chain = plan.ancestors.len();
+        let mut above = parent;
+        while let Some(ancestor) = above {
+            plan.ancestors.push(ancestor);
+            above = segments[ancestor as usize].parent;
+        }
+        plan.ancestors[chain..].reverse();
+        let first_task = plan.tasks.len();
+        plan.cut(&queries[at..end], rows_per_task, chain);
+        for group in first_task..plan.tasks.len() {
+            for kv_head in 1..heads.num_kv_heads {
+                let task = Task { kv_head, ..plan.tasks[group].clone() };
+                plan.tasks.push(task);
             }
         }
+        // Head after head, so that neighbours read the same stretch of memory.
+        plan.tasks[first_task..].sort_by_key(|task| task.kv_head);
         at = end;
     }
     plan
 }
 
-/// Cuts a family's rows into groups of `rows_per_task`.
-fn cut(family: &[Queries], rows_per_task: usize) -> Vec<Vec<Part>> {
-    let mut groups = vec![Vec::new()];
-    let mut room = rows_per_task;
-    for queries in family {
-        let mut done = 0;
-        while done < queries.num_rows as usize {
-            if room == 0 {
-                groups.push(Vec::new());
-                room = rows_per_task;
+impl Plan {
+    /// Cuts a family's rows into groups of `rows_per_task`, each a task of the first head.
+    fn cut(&mut self, family: &[Queries], rows_per_task: usize, chain: usize) {
+        let none = self.parts.len()..self.parts.len();
+        let mut task = Task { kv_head: 0, chain: chain..self.ancestors.len(), parts: none, num_rows: 0 };
+        for queries in family {
+            let mut done = 0;
+            while done < queries.num_rows as usize {
+                if task.num_rows == rows_per_task {
+                    self.tasks.push(task.clone());
+                    task.parts = self.parts.len()..self.parts.len();
+                    task.num_rows = 0;
+                }
+                let num_rows = (rows_per_task - task.num_rows).min(queries.num_rows as usize - done);
+                self.parts.push(Part {
+                    first_row: queries.first_row as usize + done,
+                    num_rows,
+                    segment: queries.segment as usize,
+                    first_position: queries.first_position as usize + done,
+                });
+                task.parts.end += 1;
+                task.num_rows += num_rows;
+                done += num_rows;
             }
-            let num_rows = room.min(queries.num_rows as usize - done);
-            let parts = groups.last_mut().expect("starts with one group");
-            parts.push(Part {
-                first_row: queries.first_row as usize + done,
-                num_rows,
-                segment: queries.segment as usize,
-                first_position: queries.first_position as usize + done,
-            });
-            done += num_rows;
-            room -= num_rows;
+        }
+        if task.num_rows > 0 {
+            self.tasks.push(task);
         }
     }
-    groups.retain(|parts| !parts.is_empty());
-    groups
 }
 
 /// A root segment and everything that descends from it; segments ascending, so parents stand before children.
