@@ -6,7 +6,7 @@
 use std::rc::Rc;
 use std::sync::Arc;
 
-use foveate_kernels::cpu::head;
+use foveate_kernels::cpu::head::{self, Scaling};
 use foveate_kernels::parallel;
 use foveate_kernels::rng::{Purpose, Stream};
 use foveate_kernels::segment::{Queries, Segment};
@@ -18,7 +18,7 @@ use crate::error::ModelError;
 use crate::policy::{Packed, Policy};
 use crate::positions::Positions;
 use crate::profile::timer;
-use crate::sampling::{Picked, SamplingSpec, pick};
+use crate::sampling::{Picked, SamplingSpec, pick_with};
 use crate::tape::{Attend, Tape, typed};
 
 /// One prompt to be answered several times.
@@ -338,8 +338,12 @@ impl Policy {
         for first in (0..last_rows.len()).step_by(LOGIT_ROWS) {
             let last = (first + LOGIT_ROWS).min(last_rows.len());
             let logits = &mut logits[..(last - first) * vocabulary];
-            typed!(tape.value(x), x => {
-                head::head_logits(&x[first * width..last * width], self.head_weight(false), vocabulary, logits)
+            // Of the first answer that picks from a row; answers of one prompt share their first row.
+            let scalings: Vec<Scaling> = (first..last)
+                .map(|row| specs[rows.iter().position(|of| *of as usize == row).unwrap_or(0)].scaling())
+                .collect();
+            let statistics = typed!(tape.value(x), x => {
+                head::head_logits(&x[first * width..last * width], self.head_weight(false), vocabulary, &scalings, logits)
             });
             let logits = &*logits;
             parallel::for_rows(&mut picked, 1, 1, |index, picked| {
@@ -347,7 +351,7 @@ impl Policy {
                 if (first..last).contains(&row) {
                     let (stream, position) = &streams[index];
                     let logits = &logits[(row - first) * vocabulary..][..vocabulary];
-                    picked[0] = Some(pick(logits, specs[index], stream, *position));
+                    picked[0] = Some(pick_with(logits, &statistics[row - first], specs[index], stream, *position));
                 }
             });
         }

@@ -4,7 +4,7 @@
 
 use std::sync::Arc;
 
-use foveate_kernels::cpu::head;
+use foveate_kernels::cpu::head::{RowStatistics, Scaling};
 use foveate_kernels::cpu::math;
 use foveate_kernels::rng::Stream;
 
@@ -39,6 +39,11 @@ impl SamplingSpec {
     pub fn inv_logprob_temperature(&self) -> f32 {
         self.logprob_temperature.map_or(self.inv_temperature(), |temperature| 1.0 / temperature)
     }
+
+    /// What happens to logits before their log-probabilities are recorded.
+    pub fn scaling(&self) -> Scaling<'_> {
+        Scaling { inv_temperature: self.inv_logprob_temperature(), banned: &self.banned }
+    }
 }
 
 /// A picked token.
@@ -57,7 +62,19 @@ pub struct Picked {
 
 /// Picks from one row `[V]`. `position` counts the answer's tokens.
 pub fn pick(logits_v: &[f32], spec: &SamplingSpec, stream: &Stream, position: u32) -> Picked {
-    let inv_temperature = spec.inv_temperature();
+    pick_with(logits_v, &RowStatistics::new(logits_v, spec.scaling()), spec, stream, position)
+}
+
+/// [`pick`] where the row's statistics are known, at [`SamplingSpec::scaling`] or another scaling.
+pub fn pick_with<'a>(
+    logits_v: &[f32],
+    statistics: &RowStatistics<'a>,
+    spec: &'a SamplingSpec,
+    stream: &Stream,
+    position: u32,
+) -> Picked {
+    let recorded = statistics.at(logits_v, spec.scaling());
+    let drawn = recorded.at(logits_v, Scaling { inv_temperature: spec.inv_temperature(), ..spec.scaling() });
     let mut drawn_logprob = None;
     let id = if spec.temperature > 0.0 {
         let truncated = spec.top_k > 0 || spec.top_p < 1.0 || spec.min_p > 0.0;
@@ -67,17 +84,17 @@ pub fn pick(logits_v: &[f32], spec: &SamplingSpec, stream: &Stream, position: u3
             drawn_logprob = Some(logprob);
             id
         } else {
-            head::draw(logits_v, inv_temperature, &spec.banned, uniform)
+            drawn.draw(logits_v, uniform)
         }
     } else {
         greedy(logits_v, &spec.banned)
     };
-    let inv_logprob = spec.inv_logprob_temperature();
-    let (logprob, entropy) = head::logprob_from_logits(logits_v, id, inv_logprob, &spec.banned);
-    let drawn_logprob = drawn_logprob.unwrap_or_else(|| match inv_logprob == inv_temperature {
-        true => logprob,
-        false => head::logprob_from_logits(logits_v, id, inv_temperature, &spec.banned).0,
-    });
+    let (logprob, entropy) = recorded.logprob(logits_v, id);
+    let drawn_logprob =
+        drawn_logprob.unwrap_or_else(|| match spec.inv_logprob_temperature() == spec.inv_temperature() {
+            true => logprob,
+            false => drawn.logprob(logits_v, id).0,
+        });
     Picked { id, logprob, entropy, drawn_logprob }
 }
 

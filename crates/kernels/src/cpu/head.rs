@@ -1,12 +1,13 @@
 //! The language-model head: log-probability and entropy of given tokens, and their gradients.
 //! Knows hidden states, the output weight and temperatures; nothing of losses. No tokens x vocabulary matrix exists:
 //! the vocabulary is walked in chunks of a fixed size, whose results are combined in a fixed order. Sampling works
-//! from full logits rows of few tokens and gets the same bits through [`logprob_from_logits`].
+//! from full logits rows of few tokens and gets the same bits through [`RowStatistics`].
 //! Cost: one product forward, three backward (logits are computed again); half a MiB of scratch per thread, and going
 //! back up to 30 MiB for 4096 rows.
 
 // R trained positions, D width, V vocabulary
 
+mod row;
 mod softmax;
 
 use super::matmul::{self as products, pack};
@@ -15,9 +16,12 @@ use super::scratch::with_scratch;
 use crate::element::{Element, bf16};
 use crate::isa::{MatmulPath, matmul_path};
 use crate::parallel::{self, SharedPointer};
-use softmax::{Partial, Scaling, combine, logit_gradients, partial};
+use softmax::{Partial, combine, logit_gradients, partial};
 use std::any::TypeId;
 use std::ops::Range;
+
+pub use row::RowStatistics;
+pub use softmax::Scaling;
 
 /// Tokens of the vocabulary whose logits are reduced together. Part of the definition of the result's bits.
 pub(crate) const CHUNK: usize = 1024;
@@ -423,81 +427,54 @@ fn backward_products<O: Element>(
     }
 }
 
-/// Full logits of R rows for sampling: `out[R, V]`, not divided by the temperature, banned tokens untouched.
-pub fn head_logits<E: Element>(x: &[E], weight: HeadWeight<'_>, v: usize, out: &mut [f32]) {
-    head_logits_on(matmul_path(), x, weight, v, out);
+/// Full logits of R rows for sampling, and their softmax statistics at the scaling of each: `out[R, V]`, not divided by
+/// the temperature, banned tokens untouched.
+pub fn head_logits<'a, E: Element>(
+    x: &[E],
+    weight: HeadWeight<'_>,
+    v: usize,
+    scalings: &[Scaling<'a>],
+    out: &mut [f32],
+) -> Vec<RowStatistics<'a>> {
+    head_logits_on(matmul_path(), x, weight, v, scalings, out)
 }
 
-pub(crate) fn head_logits_on<E: Element>(path: MatmulPath, x: &[E], weight: HeadWeight<'_>, v: usize, out: &mut [f32]) {
-    let r = out.len() / v.max(1);
+pub(crate) fn head_logits_on<'a, E: Element>(
+    path: MatmulPath,
+    x: &[E],
+    weight: HeadWeight<'_>,
+    v: usize,
+    scalings: &[Scaling<'a>],
+    out: &mut [f32],
+) -> Vec<RowStatistics<'a>> {
+    let r = scalings.len();
     assert_eq!(out.len(), r * v, "logits are [R, V]");
     if r == 0 {
-        return;
+        return Vec::new();
     }
     with_logits(path, x, r, weight, v, |logits| {
         let chunks = logits.chunks();
         let out = SharedPointer(out.as_mut_ptr());
         let groups = r.div_ceil(TASK_ROWS);
-        parallel::for_chunks(groups * chunks, 1, |task| {
-            let first = task.start % groups * TASK_ROWS;
-            let tokens = logits.tokens(task.start / groups);
-            // SAFETY: tasks cover different rows or different tokens of `out`.
-            unsafe {
-                let out = out.at(first * v + tokens.start);
-                logits.block_into(first..(first + TASK_ROWS).min(r), tokens, out, v);
-            }
+        // The statistics are made while a chunk's logits are in the caches; who picks looks at one chunk more.
+        let partials: Vec<Vec<Partial>> = parallel::map(groups * chunks, |task| {
+            let first = task % groups * TASK_ROWS;
+            let rows = first..(first + TASK_ROWS).min(r);
+            let tokens = logits.tokens(task / groups);
+            let mut partials = Vec::with_capacity(rows.len());
+            logits.for_rows(rows, tokens.clone(), |row, z| {
+                partials.push(partial(z, tokens.start, &scalings[row], u32::MAX));
+                // SAFETY: tasks cover different rows or different tokens of `out`.
+                unsafe { products::copy_past_caches(z, out.at(row * v + tokens.start)) }
+            });
+            products::finish_stores();
+            partials
         });
-    });
-}
-
-/// Log-probability and entropy of `target` from one full row of [`head_logits`], with the bits of [`head_logprob`].
-pub fn logprob_from_logits(logits_v: &[f32], target: u32, inv_temperature: f32, banned: &[u32]) -> (f32, f32) {
-    assert!((target as usize) < logits_v.len(), "token {target} is in the vocabulary");
-    let scaling = Scaling { inv_temperature, banned };
-    let partials = logits_v.chunks(CHUNK).enumerate().map(|(chunk, z)| partial(z, chunk * CHUNK, &scaling, target));
-    let result = combine(partials);
-    (result.logprob, result.entropy)
-}
-
-/// A token drawn from one full row of [`head_logits`]: the inverse of the cumulative distribution at `uniform`, in the
-/// order of ids. Banned tokens are never drawn while any other has probability.
-pub fn draw(logits_v: &[f32], inv_temperature: f32, banned: &[u32], uniform: f64) -> u32 {
-    /// Tokens that are summed together, so that most of the row is skipped in steps of this size.
-    const BLOCK: usize = 64;
-    with_scratch(logits_v.len(), |masses: &mut [f32]| {
-        masses.copy_from_slice(logits_v);
-        for id in banned {
-            if let Some(mass) = masses.get_mut(*id as usize) {
-                *mass = f32::NEG_INFINITY;
-            }
-        }
-        softmax::exponentials(masses, inv_temperature);
-        with_scratch(masses.len().div_ceil(BLOCK), |sums: &mut [f64]| {
-            for (sum, block) in sums.iter_mut().zip(masses.chunks(BLOCK)) {
-                *sum = softmax::block_sum(block);
-            }
-            let mut left = uniform * sums.iter().sum::<f64>();
-            for (index, (sum, block)) in sums.iter().zip(masses.chunks(BLOCK)).enumerate() {
-                if left >= *sum {
-                    left -= sum;
-                    continue;
-                }
-                let mut last = None;
-                for (offset, mass) in block.iter().enumerate().filter(|(_, mass)| **mass > 0.0) {
-                    last = Some((index * BLOCK + offset) as u32);
-                    left -= f64::from(*mass);
-                    if left < 0.0 {
-                        break;
-                    }
-                }
-                // Rounding can leave a crumb at the end of a block: its last id with any mass takes it.
-                if let Some(id) = last {
-                    return id;
-                }
-            }
-            // A crumb after the last block, or a row without a single number.
-            masses.iter().rposition(|mass| *mass > 0.0).unwrap_or(0) as u32
-        })
+        let row = |row: usize| {
+            let of_row = (0..chunks).map(|chunk| partials[chunk * groups + row / TASK_ROWS][row % TASK_ROWS]);
+            RowStatistics::from_partials(scalings[row], of_row.collect())
+        };
+        (0..r).map(row).collect()
     })
 }
 

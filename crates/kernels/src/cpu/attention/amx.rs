@@ -442,13 +442,16 @@ with_avx512! {
     ) {
         type V = Avx512;
         let (limit, least, zero) = (V::load(visible.limit()), V::splat(f32::NEG_INFINITY), V::splat(0.0));
-        let (count, all) = (visible.count, visible.sees_all());
+        // Only keys beyond these need a mask.
+        let (count, clear) = (visible.count, visible.seen_by_all() / 4 * 4);
         let mut tops = [least; 4];
-        for (key, s) in scores[..count].iter_mut().enumerate() {
-            let mut seen = V::load(s);
-            if !all {
-                seen = V::splat(key as f32).select_less(limit, seen, least);
+        for four in scores[..clear].as_chunks::<4>().0 {
+            for (s, top) in four.iter().zip(&mut tops) {
+                *top = V::load(s).max(*top);
             }
+        }
+        for (key, s) in scores[..count].iter().enumerate().skip(clear) {
+            let seen = V::splat(key as f32).select_less(limit, V::load(s), least);
             tops[key % 4] = seen.max(tops[key % 4]);
         }
         let top = tops[0].max(tops[1]).max(tops[2].max(tops[3]));
@@ -460,32 +463,29 @@ with_avx512! {
         let minus = zero.sub(least.select_less(new, new, zero));
         // Keys by their remainder, as `few_amx` holds four keys in a register.
         let mut sums = [zero; 4];
-        let lines = p.chunks_exact_mut(2 * DEPTH).take(count.div_ceil(DEPTH) * 8);
-        if all && count == BLOCK {
-            for (s, lines) in scores.as_chunks::<4>().0.iter().zip(lines) {
-                let mut four = [zero; 4];
-                for key in 0..4 {
-                    four[key] = exp2_short(V::load(&s[key]).mul_add(scale2, minus));
-                    sums[key] = sums[key].add(four[key]);
-                }
-                let (even, odd) = lines.split_at_mut(DEPTH);
-                round_pairs(four[0], four[1], even);
-                round_pairs(four[2], four[3], odd);
+        let (clear_p, rest) = p[..count.div_ceil(DEPTH) * TILE].split_at_mut(clear / 2 * DEPTH);
+        for (s, lines) in scores[..clear].as_chunks::<4>().0.iter().zip(clear_p.chunks_exact_mut(2 * DEPTH)) {
+            let mut four = [zero; 4];
+            for key in 0..4 {
+                four[key] = exp2_short(V::load(&s[key]).mul_add(scale2, minus));
+                sums[key] = sums[key].add(four[key]);
             }
-        } else {
-            for (first, lines) in (0..).step_by(4).zip(lines) {
-                let mut four = [zero; 4];
-                for (key, p) in four.iter_mut().enumerate() {
-                    if first + key < count {
-                        *p = exp2_short(V::load(&scores[first + key]).mul_add(scale2, minus));
-                        *p = V::splat((first + key) as f32).select_less(limit, *p, zero);
-                        sums[key] = sums[key].add(*p);
-                    }
+            let (even, odd) = lines.split_at_mut(DEPTH);
+            round_pairs(four[0], four[1], even);
+            round_pairs(four[2], four[3], odd);
+        }
+        for (first, lines) in (clear..).step_by(4).zip(rest.chunks_exact_mut(2 * DEPTH)) {
+            let mut four = [zero; 4];
+            for (key, p) in four.iter_mut().enumerate() {
+                if first + key < count {
+                    *p = exp2_short(V::load(&scores[first + key]).mul_add(scale2, minus));
+                    *p = V::splat((first + key) as f32).select_less(limit, *p, zero);
+                    sums[key] = sums[key].add(*p);
                 }
-                let (even, odd) = lines.split_at_mut(DEPTH);
-                round_pairs(four[0], four[1], even);
-                round_pairs(four[2], four[3], odd);
             }
+            let (even, odd) = lines.split_at_mut(DEPTH);
+            round_pairs(four[0], four[1], even);
+            round_pairs(four[2], four[3], odd);
         }
         let sum = sums[0].add(sums[2]).add(sums[1].add(sums[3]));
         V::load(&state.sum).mul_add(factor, sum).store(&mut state.sum);

@@ -374,7 +374,7 @@ unsafe fn softmax_step(
                 }
             }
             // SAFETY: both are registers of 32 words.
-            *half = unsafe { std::mem::transmute(_mm512_cvtne2ps_pbh(both[1].0, both[0].0)) };
+            *half = unsafe { std::mem::transmute::<__m512bh, __m512i>(_mm512_cvtne2ps_pbh(both[1].0, both[0].0)) };
         }
         for (two, order) in order.into_iter().enumerate() {
             let low = _mm512_permutex2var_epi16(halves[0], order, halves[1]);

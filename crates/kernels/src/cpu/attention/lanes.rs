@@ -160,8 +160,8 @@ pub(super) struct Visible {
     limit: Lanes,
     /// The largest limit, at most `BLOCK`; 0 when the tile does not see the block.
     pub count: usize,
-    /// Whether every lane sees all `count` keys.
-    all: bool,
+    /// The smallest limit: every lane sees so many keys.
+    least: usize,
 }
 
 impl Visible {
@@ -169,7 +169,7 @@ impl Visible {
     pub(super) fn new(limits: &[u32; LANES], first: usize) -> Self {
         let limits = limits.map(|limit| (limit as usize).saturating_sub(first).min(BLOCK));
         let (most, least) = limits.iter().fold((0, BLOCK), |(most, least), &l| (l.max(most), l.min(least)));
-        Self { limit: limits.map(|limit| limit as f32), count: most, all: most == least }
+        Self { limit: limits.map(|limit| limit as f32), count: most, least }
     }
 
     /// Limits as f32.
@@ -179,7 +179,12 @@ impl Visible {
 
     /// Whether every lane sees all `count` keys, so that nothing needs a mask.
     pub(super) fn sees_all(&self) -> bool {
-        self.all
+        self.least == self.count
+    }
+
+    /// How many keys every lane sees.
+    pub(super) fn seen_by_all(&self) -> usize {
+        self.least
     }
 }
 
@@ -212,7 +217,7 @@ vectorised! {
         let scores = &mut scores[..visible.count];
         let (limit, least) = (V::load(&visible.limit), V::splat(f32::NEG_INFINITY));
         let mut top = least;
-        if visible.all {
+        if visible.sees_all() {
             for s in scores.iter() {
                 top = V::load(s).max(top);
             }
@@ -233,7 +238,7 @@ vectorised! {
         // A lane that has seen nothing yet: any finite origin will do, its keys are masked.
         let origin = least.select_less(new, new, V::splat(0.0));
         let (minus, mut sum) = (V::splat(0.0).sub(origin), V::splat(0.0));
-        if visible.all {
+        if visible.sees_all() {
             for s in scores.iter_mut() {
                 let p = exp2(V::load(s).mul_add(scale2, minus));
                 p.store(s);

@@ -9,6 +9,9 @@ use crate::element::Element;
 use crate::isa::multiversion;
 use crate::parallel::for_chunks;
 
+/// Rows that are asked for beforehand.
+const AHEAD: usize = 32;
+
 impl Heads {
     /// Rows times width of a head's plane in a store.
     pub(super) fn check_store<E>(&self, keys: &[E], values: &[E]) -> usize {
@@ -37,7 +40,11 @@ pub fn store<E: Element>(heads: &Heads, qkv: &[E], places: &[u32], keys: &mut [E
         // SAFETY: tasks have planes of their own.
         let plane = unsafe { if is_value { &values } else { &keys }.slice(head * plane, plane) };
         let new = qkv.chunks_exact(stride).map(|row| &row[offset..offset + d]);
-        for (&place, new) in places.iter().zip(new) {
+        places[..AHEAD.min(places.len())].iter().for_each(|place| fetch(plane, *place as usize, d));
+        for (index, (&place, new)) in places.iter().zip(new).enumerate() {
+            if let Some(later) = places.get(index + AHEAD) {
+                fetch(plane, *later as usize, d);
+            }
             let place = place as usize;
             if is_value {
                 put_beside(&mut plane[place / 2 * 2 * d..][..2 * d], place % 2, new);
@@ -46,6 +53,14 @@ pub fn store<E: Element>(heads: &Heads, qkv: &[E], places: &[u32], keys: &mut [E
             }
         }
     });
+}
+
+/// Asks for the pair of rows around `place`: places are scattered, and nobody has looked at them since the last token.
+fn fetch<E>(plane: &[E], place: usize, d: usize) {
+    #[cfg(target_arch = "x86_64")]
+    super::amx::fetch(&plane[place / 2 * 2 * d..][..2 * d]);
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = (plane, place, d);
 }
 
 multiversion! {

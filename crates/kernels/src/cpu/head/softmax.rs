@@ -8,20 +8,35 @@ use crate::element::Element;
 use crate::isa::multiversion;
 
 /// What happens to a row's logits before the softmax.
-#[derive(Clone, Copy)]
-pub(super) struct Scaling<'a> {
-    pub(super) inv_temperature: f32,
+#[derive(Clone, Copy, Debug)]
+pub struct Scaling<'a> {
+    /// Factor on the logits.
+    pub inv_temperature: f32,
     /// Sorted ids without probability.
-    pub(super) banned: &'a [u32],
+    pub banned: &'a [u32],
+}
+
+impl PartialEq for Scaling<'_> {
+    fn eq(&self, other: &Self) -> bool {
+        let same_list = std::ptr::eq(self.banned, other.banned) || self.banned == other.banned;
+        self.inv_temperature.to_bits() == other.inv_temperature.to_bits() && same_list
+    }
 }
 
 impl Scaling<'_> {
     /// Scaled logits in `z`, banned ones and the rest of the chunk at negative infinity.
-    fn apply(&self, logits: &[f32], first: usize, z: &mut [f32; CHUNK]) {
+    pub(super) fn apply(&self, logits: &[f32], first: usize, z: &mut [f32; CHUNK]) {
         scale(logits, self.inv_temperature, z);
         for index in banned_within(self.banned, first, logits.len()) {
             z[index] = f32::NEG_INFINITY;
         }
+    }
+}
+
+impl Scaling<'_> {
+    /// One token's scaled logit.
+    pub(super) fn of(&self, logit: f32, id: u32) -> f32 {
+        if self.banned.binary_search(&id).is_ok() { f32::NEG_INFINITY } else { logit * self.inv_temperature }
     }
 }
 
@@ -39,6 +54,20 @@ pub(super) struct Partial {
     weighted: f32,
     /// Scaled logit of the target, if it lies in this chunk.
     target: Option<f32>,
+}
+
+impl Partial {
+    pub(super) fn max(&self) -> f32 {
+        self.max
+    }
+
+    pub(super) fn sum(&self) -> f32 {
+        self.sum
+    }
+
+    pub(super) fn set_target(&mut self, scaled_logit: f32) {
+        self.target = Some(scaled_logit);
+    }
 }
 
 /// Results of a whole row.
@@ -105,19 +134,10 @@ fn fold_lanes(mut lanes: [f32; LANES], f: impl Fn(f32, f32) -> f32) -> f32 {
 }
 
 multiversion! {
-    /// z becomes e^((z − max z) · factor).
-    pub(super) fn exponentials(z: &mut [f32], factor: f32) {
-        let mut largest = [f32::NEG_INFINITY; MAX_LANES];
-        let mut parts = z.chunks_exact(MAX_LANES);
-        for part in &mut parts {
-            for lane in 0..MAX_LANES {
-                largest[lane] = if part[lane] > largest[lane] { part[lane] } else { largest[lane] };
-            }
-        }
-        let rest = parts.remainder().iter().chain(&largest);
-        let max = rest.fold(f32::NEG_INFINITY, |a, &b| if b > a { b } else { a });
+    /// z becomes e^(z − max).
+    pub(super) fn masses(z: &mut [f32; CHUNK], max: f32) {
         for z in z {
-            let below = (*z - max) * factor;
+            let below = *z - max;
             // Also where everything is banned, or nothing is a number.
             *z = if below >= LOWEST { exp(below) } else { 0.0 };
         }

@@ -134,17 +134,52 @@ fn check_bits<E: Element>(case: &Case, path: MatmulPath, x: &[E], weight: HeadWe
     }
     for rows in [1, 3, 300] {
         let mut logits = vec![0.0; rows * case.v];
-        head_logits_on(path, &x[..rows * case.d], weight, case.v, &mut logits);
+        let scalings: Vec<Scaling> = case.inv_temperature[..rows]
+            .iter()
+            .map(|inv_temperature| Scaling { inv_temperature: *inv_temperature, banned: &case.banned })
+            .collect();
+        let statistics = head_logits_on(path, &x[..rows * case.d], weight, case.v, &scalings, &mut logits);
         for row in 0..rows {
-            let (logprob, entropy) = logprob_from_logits(
-                &logits[row * case.v..][..case.v],
-                case.targets[row],
-                case.inv_temperature[row],
-                &case.banned,
-            );
+            let logits = &logits[row * case.v..][..case.v];
+            let (logprob, entropy) = statistics[row].logprob(logits, case.targets[row]);
+            let again = RowStatistics::new(logits, scalings[row]);
+            for uniform in [0.0, 0.3, 0.999_999] {
+                assert_eq!(statistics[row].draw(logits, uniform), again.draw(logits, uniform));
+            }
             assert_eq!(logprob.to_bits(), all[0][row].to_bits(), "{path:?} logprob of row {row} of {rows}");
             assert_eq!(entropy.to_bits(), all[1][row].to_bits(), "{path:?} entropy of row {row} of {rows}");
         }
+    }
+}
+
+/// A draw is the inverse of the cumulative distribution, whose borders are computed in f64 here.
+#[test]
+fn draws_follow_the_cumulative_distribution() {
+    let logits: Vec<f32> = numbers(2500, 9, 4.0);
+    let banned = [0u32, 5, 1024, 2499];
+    let statistics = RowStatistics::new(&logits, Scaling { inv_temperature: 0.8, banned: &banned });
+    let mass = |id: usize| if banned.contains(&(id as u32)) { 0.0 } else { (f64::from(logits[id]) * 0.8).exp() };
+    let total: f64 = (0..2500).map(mass).sum();
+    let mut below = 0.0;
+    for id in 0..2500 {
+        let share = mass(id) / total;
+        if share > 0.0 {
+            // Away from the borders by more than rounding moves them.
+            for uniform in [below + 0.02 * share, below + 0.5 * share, below + 0.98 * share] {
+                assert_eq!(statistics.draw(&logits, uniform), id as u32, "at {uniform}");
+            }
+        }
+        below += share;
+    }
+    assert_eq!((statistics.draw(&logits, 0.0), statistics.draw(&logits, 1.0)), (1, 2498));
+    // All mass in one token of the last chunk; nothing at all; nothing that is a number.
+    let mut one = vec![f32::NEG_INFINITY; 2500];
+    one[2400] = 1.0;
+    let of =
+        |logits: &[f32]| RowStatistics::new(logits, Scaling { inv_temperature: 1.0, banned: &[] }).draw(logits, 0.7);
+    assert_eq!(of(&one), 2400);
+    for hostile in [f32::NEG_INFINITY, f32::INFINITY, f32::NAN] {
+        assert!(of(&[hostile; 1500]) < 1500);
     }
 }
 
@@ -241,6 +276,9 @@ fn gradients_match_f64_on_every_path() {
 
 #[test]
 fn a_certain_token_has_entropy_zero_and_a_banned_one_no_probability() {
+    let logprob_from_logits = |logits: &[f32], target, inv_temperature, banned: &[u32]| {
+        RowStatistics::new(logits, Scaling { inv_temperature, banned }).logprob(logits, target)
+    };
     let mut logits = vec![-100.0f32; 1500];
     logits[1200] = 100.0;
     let (logprob, entropy) = logprob_from_logits(&logits, 1200, 1.0, &[]);

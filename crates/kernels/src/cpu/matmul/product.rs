@@ -100,10 +100,12 @@ const SLICE_STEPS: usize = 20;
 const PANELS_TOGETHER: usize = 8;
 /// Panels of a task at most where slices are packed one by one: more would leave room for too few rows.
 const SLICED_PANELS: usize = 24;
-/// Steps of B, 2 KiB each, that are worth a task of their own when they come from memory.
-const STREAM_STEPS: usize = 64;
-/// How far ahead of the products B is asked for when it comes from memory, in elements: 32 KiB.
-const STREAM_AHEAD: usize = 1 << 14;
+/// Steps of B, 2 KiB each, that are worth a task of their own when they come from memory: what is asked for beyond the
+/// end of a task is asked for in vain.
+const STREAM_STEPS: usize = 256;
+/// How far ahead of the products B is asked for when it comes from memory, in elements: 8 KiB, which is more than can
+/// be under way at a time.
+const STREAM_AHEAD: usize = 1 << 12;
 /// Blocks of 32x32x32 that are worth a task of their own, about 10 microseconds of AMX.
 const TASK_BLOCKS: usize = 400;
 
@@ -144,7 +146,11 @@ impl Cut {
         // More tasks than threads even out a machine that others use too, as long as a task is worth its start.
         // A single block of rows waits for B to come from memory; bytes count then, not products.
         let panel_groups = if blocks <= 1 {
-            (panels * steps / STREAM_STEPS).min(4 * threads)
+            let most = (panels * steps / STREAM_STEPS).next_multiple_of(threads).clamp(threads, 4 * threads);
+            // As many panels for every thread: for so short a product nothing evens out later.
+            let even =
+                (1..=most / threads).rev().map(|share| share * threads).find(|groups| panels.is_multiple_of(*groups));
+            even.unwrap_or(most)
         } else if sliced {
             sliced_groups
         } else if row_groups < threads {
