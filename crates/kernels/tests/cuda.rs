@@ -10,7 +10,7 @@ use foveate_kernels::cpu;
 use foveate_kernels::cpu::activation::Activation;
 use foveate_kernels::cpu::adamw::Numbers;
 use foveate_kernels::cpu::attention::Heads;
-use foveate_kernels::cpu::head::HeadWeight;
+use foveate_kernels::cpu::head::{HeadWeight, RowStatistics, Scaling};
 use foveate_kernels::cpu::head_norm::NormedHeads;
 use foveate_kernels::cpu::interpolate::Interpolation;
 use foveate_kernels::cpu::rope::RopeTable;
@@ -511,14 +511,15 @@ fn draws_are_those_of_the_cpu() {
         let [mut logprobs, mut entropies] = [(); 2].map(|()| Vec::new());
         for (draw, (id, ..)) in draws.iter().zip(&chosen) {
             let row = &banned[draw.row as usize * v..][..v];
+            let statistics = RowStatistics::new(row, Scaling { inv_temperature: draw.inv_temperature, banned: &[] });
             let want = if draw.greedy {
                 let most = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
                 row.iter().position(|z| *z == most).expect("there is a largest") as u32
             } else {
-                cpu::head::draw(row, draw.inv_temperature, &[], f64::from(draw.stream.uniform(draw.position)))
+                statistics.draw(row, f64::from(draw.stream.uniform(draw.position)))
             };
             assert_eq!(*id, want, "{draw:?} on {}", device.name());
-            let (logprob, entropy) = cpu::head::logprob_from_logits(row, want, draw.inv_temperature, &[]);
+            let (logprob, entropy) = statistics.logprob(row, want);
             logprobs.push(logprob);
             entropies.push(entropy);
         }
