@@ -1,8 +1,12 @@
 //! `foveate model inspect`: what a checkpoint is, in numbers.
 
+use std::path::Path;
+
 use foveate_model::Precision;
+use foveate_train::source;
 
 use crate::load::{self, ModelArgs};
+use crate::plan;
 
 /// Arguments of `foveate model inspect`.
 #[derive(clap::Args)]
@@ -16,7 +20,7 @@ pub struct Args {
 
 /// Prints a short table.
 pub fn run(args: Args) -> anyhow::Result<()> {
-    let (policy, prompter) = load::open(&ModelArgs::named(args.model), Precision::F32)?;
+    let (policy, prompter) = load::open(&ModelArgs::named(args.model.clone()), Precision::F32)?;
     let about = policy.description();
     let line = |name: &str, value: String| println!("{name:<22}{value}");
     line("family", about.family.to_string());
@@ -33,10 +37,11 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         (None, Some(side)) => line("pictures", format!("of any size, a token for {side} x {side} pixels")),
         (None, None) => line("pictures", "none: it reads text".into()),
     }
-    line("cache", format!("{} bytes per token", about.cache_bytes_per_token));
     let token = |id: &u32| prompter.codec().token(*id).unwrap_or_default();
     line("ends an answer", prompter.end_ids().iter().map(token).collect::<Vec<_>>().join(" "));
     line("never sampled", format!("{} ids", prompter.banned_ids().len()));
+    println!("memory");
+    plan::of_model(&source::find(Path::new(""), &args.model)?.folder, Precision::Auto, 4096)?;
     if args.tensors {
         for info in policy.parameters() {
             println!("{:?} {} {:?}", info.part, info.name, info.shape);

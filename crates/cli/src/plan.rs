@@ -34,12 +34,17 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         return recipe_plan(&run);
     }
     let folder = source::find(Path::new(""), &args.what)?.folder;
-    let precision = args.precision.map_or(Precision::Auto, Precision::from);
-    let plan = plan::plan(&folder, precision, Trainable::ALL, None)?;
-    base(&plan);
-    learning(&plan, args.tokens);
-    told("all to learn", plan.to_learn(args.tokens, 0));
+    of_model(&folder, args.precision.map_or(Precision::Auto, Precision::from), args.tokens)?;
     free();
+    Ok(())
+}
+
+/// The table of the model in a folder, forward passes of so many tokens.
+pub fn of_model(folder: &Path, precision: Precision, tokens: usize) -> anyhow::Result<()> {
+    let plan = plan::plan(folder, precision, Trainable::ALL, None)?;
+    base(&plan);
+    learning(&plan, tokens);
+    told("all to learn", plan.to_learn(tokens, 0));
     Ok(())
 }
 

@@ -38,7 +38,7 @@ fn hub_ids_are_found_in_the_hubs_cache_and_nowhere_else() {
         (output.status.code(), text(&output))
     };
     let (code, told) = with_cache(&["model", "inspect", "org/tiny"]);
-    assert!(code == Some(0) && told.contains("smolvlm"), "{told}");
+    assert!(code == Some(0) && told.contains("smolvlm") && told.contains("all to learn"), "{told}");
     let (code, told) = with_cache(&["model", "inspect", "org/tiny@0123abcd"]);
     assert!(code == Some(0) && told.contains("smolvlm"), "{told}");
     let (code, told) = with_cache(&["model", "inspect", "org/other"]);
@@ -76,6 +76,45 @@ fn a_tokenizer_that_knows_more_than_the_model_is_refused() {
     fs::write(&path, tokenizer.to_string()).unwrap();
     let told = refuse(&["model", "inspect", &path.parent().unwrap().to_string_lossy()], here);
     assert!(told.contains("tokenizer") && told.contains("rows"), "{told}");
+
+    // And one that only Python reads.
+    fs::rename(&path, path.with_file_name("tokenizer.model")).unwrap();
+    let told = refuse(&["model", "inspect", &path.parent().unwrap().to_string_lossy()], here);
+    assert!(told.contains("slow tokenizer") && told.contains("save_pretrained"), "{told}");
+}
+
+#[test]
+fn a_chat_in_a_pipe_gives_answers_and_nothing_else() {
+    use std::io::Write;
+    use std::process::Stdio;
+
+    let folder = folder_with(RECIPE);
+    let here = folder.path();
+    succeed(&["data", "make", "{ task = \"counting\", rows = 1 }", "--out", "d"], here);
+    let talk = |lines: &str| {
+        let mut chat = foveate(&["chat", "minnow", "--precision", "f32", "--max-new-tokens", "24"], here);
+        let mut child = chat.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        child.stdin.take().unwrap().write_all(lines.as_bytes()).unwrap();
+        child.wait_with_output().unwrap()
+    };
+    let output = talk("/image 'd/images/000000.png'\nHow many circles are there?\n\n");
+    assert!(output.status.success(), "{}", text(&output));
+    let part =
+        r#"{"type": "image", "image": "d/images/000000.png"}, {"type": "text", "text": "How many circles are there?"}"#;
+    fs::write(here.join("q.jsonl"), format!(r#"{{"messages": [{{"role": "user", "content": [{part}]}}]}}"#)).unwrap();
+    let words = ["generate", "--model", "minnow", "--input", "q.jsonl", "--output", "a.jsonl", "--greedy"];
+    succeed(&[&words[..], &["--max-new-tokens", "24"]].concat(), here);
+    let row: Value = serde_json::from_str(&fs::read_to_string(here.join("a.jsonl")).unwrap()).unwrap();
+    let answer = row["text"].as_str().unwrap().trim();
+    assert!(!answer.is_empty());
+    assert_eq!(String::from_utf8_lossy(&output.stdout).trim(), answer);
+
+    for (lines, told) in [("/image none.png\n", "none.png"), ("/nothing\n", "/image PATH"), ("a <image>\n", "<image>")]
+    {
+        let output = talk(lines);
+        assert!(output.status.code() == Some(2) && text(&output).contains(told), "{}", text(&output));
+        assert!(output.stdout.is_empty(), "{}", text(&output));
+    }
 }
 
 #[test]

@@ -19,6 +19,12 @@ pub enum ModelError {
         /// The operating system's reason.
         source: std::io::Error,
     },
+    /// The weights are there in a form that is not read.
+    #[error("{} holds the weights, and no safetensors file", path.display())]
+    Pickled {
+        /// The file.
+        path: PathBuf,
+    },
     /// A configuration is not usable.
     #[error("{path}: {problem}")]
     Config {
@@ -95,6 +101,9 @@ impl ModelError {
         match self {
             ModelError::Gpu(error) => error.hint().into(),
             ModelError::File { .. } => "check that the path exists and can be read".into(),
+            ModelError::Pickled { .. } => "only safetensors are read; in Python: from_pretrained(FOLDER) of the model's \
+                                           class, then save_pretrained(OTHER_FOLDER)"
+                .into(),
             ModelError::Config { hint, .. } => hint.clone(),
             ModelError::UnknownFamily { found } => {
                 let near = nearest(found).map_or(String::new(), |name| format!("; the nearest is {name}"));

@@ -123,7 +123,7 @@ impl Policy {
             let bytes = values.iter().flat_map(|value| value.to_le_bytes()).collect();
             (format!("{PREFIX}{}", info.name), Stored { dtype: Dtype::F32, shape: info.shape.clone(), bytes })
         });
-        write_tensors(tensors.collect(), &dir.join(WEIGHTS_FILE))
+        write_tensors(tensors, &dir.join(WEIGHTS_FILE))
     }
 
     /// The same model with the adapters in `dir` beside its matrices.

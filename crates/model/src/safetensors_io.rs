@@ -8,7 +8,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use foveate_kernels::element::{Element, bf16};
-use foveate_kernels::map::FileMap;
+use foveate_kernels::map::{FileMap, MapError};
 use half::f16;
 use rayon::prelude::*;
 use safetensors::tensor::{Dtype, SafeTensors, View};
@@ -32,6 +32,18 @@ pub(crate) fn damaged(path: &Path, problem: impl ToString) -> ModelError {
     ModelError::Weights { path: path.to_path_buf(), problem: problem.to_string() }
 }
 
+/// Weights in forms that are not read.
+const PICKLED: [&str; 5] =
+    ["pytorch_model.bin", "pytorch_model.bin.index.json", "model.ckpt", "tf_model.h5", "flax_model.msgpack"];
+
+/// The file seen as bytes.
+fn map(path: &Path) -> Result<FileMap, ModelError> {
+    FileMap::open(path).map_err(|error| match error {
+        MapError::Open { path, source } | MapError::Map { path, source } => ModelError::File { path, source },
+        MapError::NotAFile { path } => damaged(&path, "it is not a file"),
+    })
+}
+
 /// The files that hold a folder's weights.
 pub fn weight_files(dir: &Path) -> Result<Vec<PathBuf>, ModelError> {
     let single = dir.join("model.safetensors");
@@ -39,6 +51,11 @@ pub fn weight_files(dir: &Path) -> Result<Vec<PathBuf>, ModelError> {
         return Ok(vec![single]);
     }
     let index = dir.join("model.safetensors.index.json");
+    if !index.is_file()
+        && let Some(name) = PICKLED.iter().find(|name| dir.join(name).exists())
+    {
+        return Err(ModelError::Pickled { path: dir.join(name) });
+    }
     let text = std::fs::read_to_string(&index).map_err(|source| ModelError::File { path: single.clone(), source })?;
     let json: serde_json::Value = serde_json::from_str(&text).map_err(|error| damaged(&index, error))?;
     let map = json
@@ -60,7 +77,7 @@ pub fn has_own_head(dir: &Path) -> Result<bool, ModelError> {
     let is = |name: &str, end: &str| name == end || name.strip_suffix(end).is_some_and(|before| before.ends_with('.'));
     let maps = weight_files(dir)?
         .into_iter()
-        .map(|path| FileMap::open(&path).map(|map| (map, path.clone())).map_err(|error| damaged(&path, error)))
+        .map(|path| map(&path).map(|map| (map, path.clone())))
         .collect::<Result<Vec<_>, _>>()?;
     let files = maps
         .iter()
@@ -88,7 +105,7 @@ pub fn load(weights: &mut Weights, dir: &Path, namings: &[Naming]) -> Result<Nam
     let mut seen = vec![false; weights.infos().len()];
     for path in weight_files(dir)? {
         // Mapped for its header alone: values are read piece by piece, so that no second copy of them is in memory.
-        let map = FileMap::open(&path).map_err(|error| damaged(&path, error))?;
+        let map = map(&path)?;
         let file = SafeTensors::deserialize(&map).map_err(|error| damaged(&path, error))?;
         let open = File::open(&path).map_err(|source| ModelError::File { path: path.clone(), source })?;
         let mut jobs = Vec::new();
@@ -112,6 +129,10 @@ pub fn load(weights: &mut Weights, dir: &Path, namings: &[Naming]) -> Result<Nam
                     &path,
                     format!("{name} is stored as {:?}; quantised checkpoints are not read", view.dtype()),
                 ));
+            }
+            if jobs.iter().any(|job: &(usize, usize, Dtype, u64)| job.0 == info.offset) {
+                problems.push(format!("{name} is stored under two names"));
+                continue;
             }
             seen[index] = true;
             let start = view.data().as_ptr() as usize - map.as_ptr() as usize;
@@ -208,28 +229,58 @@ impl View for Stored {
     }
 }
 
+/// A tensor of the flat buffer, turned into the stored type when it is written: no second copy of a model is in memory.
+struct Written<'a> {
+    values: &'a [f32],
+    dtype: Dtype,
+    shape: &'a [usize],
+}
+
+impl View for Written<'_> {
+    fn dtype(&self) -> Dtype {
+        self.dtype
+    }
+    fn shape(&self) -> &[usize] {
+        self.shape
+    }
+    fn data(&self) -> Cow<'_, [u8]> {
+        let size = self.dtype.bitsize() / 8;
+        let mut bytes = vec![0; self.data_len()];
+        bytes.par_chunks_mut(PIECE * size).zip(self.values.par_chunks(PIECE)).for_each(|(bytes, values)| {
+            for (bytes, value) in bytes.chunks_exact_mut(size).zip(values) {
+                match self.dtype {
+                    Dtype::F32 => bytes.copy_from_slice(&value.to_le_bytes()),
+                    Dtype::BF16 => bytes.copy_from_slice(&<bf16 as Element>::from_f32(*value).to_le_bytes()),
+                    _ => bytes.copy_from_slice(&f16::from_f32(*value).to_le_bytes()),
+                }
+            }
+        });
+        bytes.into()
+    }
+    fn data_len(&self) -> usize {
+        self.values.len() * self.dtype.bitsize() / 8
+    }
+}
+
 /// Writes all parameters to one file, their names spelled as in `naming`. The caller chooses a fresh path and renames.
 pub fn save(weights: &Weights, naming: Naming, path: &Path, dtype: SaveType) -> Result<(), ModelError> {
-    let tensors: Vec<(String, Stored)> = weights
-        .infos()
-        .par_iter()
-        .map(|info| {
-            let values = &weights.master()[info.offset..info.offset + info.len];
-            let (dtype, bytes) = match dtype {
-                SaveType::F32 => (Dtype::F32, values.iter().flat_map(|v| v.to_le_bytes()).collect()),
-                SaveType::Bf16 => {
-                    (Dtype::BF16, values.iter().flat_map(|v| <bf16 as Element>::from_f32(*v).to_le_bytes()).collect())
-                }
-                SaveType::F16 => (Dtype::F16, values.iter().flat_map(|v| f16::from_f32(*v).to_le_bytes()).collect()),
-            };
-            (stored_name(&info.name, naming), Stored { dtype, shape: info.shape.clone(), bytes })
-        })
-        .collect();
+    let dtype = match dtype {
+        SaveType::F32 => Dtype::F32,
+        SaveType::Bf16 => Dtype::BF16,
+        SaveType::F16 => Dtype::F16,
+    };
+    let tensors = weights.infos().iter().map(|info| {
+        let values = &weights.master()[info.offset..info.offset + info.len];
+        (stored_name(&info.name, naming), Written { values, dtype, shape: &info.shape })
+    });
     write_tensors(tensors, path)
 }
 
 /// Writes tensors with the mark that PyTorch's side looks for.
-pub(crate) fn write_tensors(tensors: Vec<(String, Stored)>, path: &Path) -> Result<(), ModelError> {
+pub(crate) fn write_tensors<T: View>(
+    tensors: impl IntoIterator<Item = (String, T)>,
+    path: &Path,
+) -> Result<(), ModelError> {
     let metadata = Some([("format".to_string(), "pt".to_string())].into());
     safetensors::serialize_to_file(tensors, metadata, path).map_err(|error| match error {
         safetensors::SafeTensorError::IoError(source) => ModelError::File { path: path.to_path_buf(), source },

@@ -98,7 +98,29 @@ fn tensors_that_do_not_fit_are_named() {
     let told = refused(path);
     assert!(told.contains("stranger") && told.contains(&name), "{told}");
 
+    // One tensor under the names of two versions of transformers.
+    let naming = ["model.text_model.embed_tokens.weight", "model.language_model.embed_tokens.weight"];
+    let embedding = header.as_object().unwrap().keys().find(|name| name.ends_with("embed_tokens.weight")).unwrap();
+    let mut twice = header.as_object().unwrap().clone();
+    for name in naming.iter().filter(|name| *name != embedding) {
+        let mut entry = header[embedding].clone();
+        let [from, to] = [0, 1].map(|i| entry["data_offsets"][i].as_u64().unwrap());
+        entry["data_offsets"] = json!([data.len(), data.len() as u64 + to - from]);
+        twice.insert(name.to_string(), entry);
+        let more = [&data[..], &data[from as usize..to as usize]].concat();
+        write(path, &Value::Object(twice.clone()).to_string(), &more);
+        let told = refused(path);
+        assert!(told.contains(name) || told.contains("two names"), "{told}");
+        twice.remove(*name);
+    }
+
     fs::remove_file(path.join("model.safetensors")).unwrap();
+    fs::write(path.join("pytorch_model.bin"), "pickle").unwrap();
+    assert!(refused(path).contains("pytorch_model.bin"));
+    let index = json!({"weight_map": {"a": "gone.safetensors"}});
+    fs::write(path.join("model.safetensors.index.json"), index.to_string()).unwrap();
+    let told = refused(path);
+    assert!(told.contains("gone.safetensors") && !told.contains("hint"), "{told}");
     let index = json!({"weight_map": {"a": "../../etc/passwd"}});
     fs::write(path.join("model.safetensors.index.json"), index.to_string()).unwrap();
     assert!(refused(path).contains("leaves the folder"));

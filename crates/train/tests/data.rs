@@ -75,6 +75,20 @@ fn conversations_are_read_from_jsonl_and_from_arrays() {
 }
 
 #[test]
+fn what_stands_beside_a_conversation_comes_along() {
+    let turns = r#""conversations": [{"from": "human", "value": "How many?"}, {"from": "gpt", "value": "3"}]"#;
+    let own = r#""messages": [{"role": "system", "content": "Own."}, {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]"#;
+    let folder = folder(&[
+        &format!(r#"{{{turns}, "system": "Be brief.", "source": "web"}}"#),
+        &format!(r#"{{{own}, "system": "Be brief."}}"#),
+    ]);
+    let rows = rows_of(&open_file(folder.path(), jsonl()).unwrap());
+    assert_eq!((&rows[0].meta["system"], &rows[0].meta["source"]), (&"Be brief.".into(), &"web".into()));
+    assert!(!rows[0].meta.contains_key("conversations"), "{:?}", rows[0].meta);
+    assert_eq!(rows[1].meta["system"], "Own.", "what the turns say counts");
+}
+
+#[test]
 fn images_may_stand_in_the_row_itself() {
     let png = foveate_train::data::write::png(&foveate_train::data::Drawing { width: 1, height: 1, rgb: vec![0; 3] });
     // The encoder's counterpart is only needed here.
@@ -100,6 +114,11 @@ fn bad_rows_are_named_by_file_line_and_field() {
         (r#"[1]"#, "", "must be a JSON object"),
         (r#"{"question": "q", "anser": "3"}"#, "answer", "did you mean `answer`"),
         (r#"{"answer": "3"}"#, "question", "missing"),
+        (
+            r#"{"text": "q", "answer": "3"}"#,
+            "question",
+            "has `text`, `answer`; say which one is meant: fields = { question",
+        ),
         (r#"{"question": "", "answer": "3"}"#, "question", "empty"),
         (r#"{"question": 3, "answer": "3"}"#, "question", "not text"),
         (r#"{"question": "q", "answer": null}"#, "answer", "missing"),
@@ -397,6 +416,8 @@ fn earlier_turns_come_along_and_every_form_is_read_back() {
             assert_eq!((&row.question, &row.answer), (&rows[index].question, &rows[index].answer), "{form:?}");
             assert_eq!(row.images.len(), rows[index].images.len(), "{form:?}");
         }
+        // All exchanges show the same file, which is there once.
+        assert_eq!(fs::read_dir(out.join("images")).unwrap().count(), 1, "{form:?}");
         let text = fs::read_to_string(out.join(form.file())).unwrap();
         assert!(text.contains("A square.") && text.contains("Be short."), "{form:?}: {text}");
         assert!(!text.contains(&here.display().to_string()), "paths are relative: {text}");

@@ -1,14 +1,16 @@
 //! f32 tensors to and from a safetensors file, streamed: no second copy of the state is made for writing.
-//! Knows names, shapes and numbers. Cost: one pass; reading holds the file and the tensors once each.
+//! Knows names, shapes and numbers. Cost: one pass; a file that is read stays mapped, and one tensor at a time is copied out of it.
 
 use std::collections::BTreeMap;
 use std::io::{self, Write};
+use std::ops::Range;
 use std::path::Path;
 
+use foveate_kernels::map::FileMap;
 use safetensors::{Dtype, SafeTensors};
 
 use super::CheckpointError;
-use super::durable::{FileError, read_file};
+use super::durable::FileError;
 
 /// One tensor to be written.
 pub struct Named<'a> {
@@ -52,41 +54,40 @@ pub fn write(writer: &mut dyn Write, tensors: &[Named]) -> io::Result<()> {
     Ok(())
 }
 
-/// Reads all tensors of a file; anything but f32 is refused.
-pub fn read(path: &Path) -> Result<BTreeMap<String, Vec<f32>>, CheckpointError> {
-    let bytes = read_file(path)?;
+/// The tensors of a file that stays mapped: values are copied out one tensor at a time.
+pub struct Tensors {
+    map: FileMap,
+    places: BTreeMap<String, Range<usize>>,
+}
+
+/// Opens the tensors of a file; anything but f32 is refused.
+pub fn read(path: &Path) -> Result<Tensors, CheckpointError> {
     let damaged = |reason: String| CheckpointError::Damaged { path: path.to_path_buf(), reason };
-    let file = SafeTensors::deserialize(&bytes).map_err(|error| damaged(error.to_string()))?;
-    let mut tensors = BTreeMap::new();
+    let map = FileMap::open(path).map_err(|error| damaged(error.to_string()))?;
+    let file = SafeTensors::deserialize(&map).map_err(|error| damaged(error.to_string()))?;
+    let mut places = BTreeMap::new();
     for (name, view) in file.tensors() {
         if view.dtype() != Dtype::F32 {
             return Err(damaged(format!("tensor {name} is {:?}, not F32", view.dtype())));
         }
-        let values =
-            view.data().chunks_exact(4).map(|four| f32::from_le_bytes([four[0], four[1], four[2], four[3]])).collect();
-        tensors.insert(name, values);
+        let start = view.data().as_ptr() as usize - map.as_ptr() as usize;
+        places.insert(name, start..start + view.data().len());
     }
-    Ok(tensors)
+    Ok(Tensors { map, places })
 }
 
-/// Takes the tensor `name` out of what [`read`] gave and copies it over `into`.
-pub fn restore(
-    tensors: &BTreeMap<String, Vec<f32>>,
-    name: &str,
-    into: &mut [f32],
-    path: &Path,
-) -> Result<(), CheckpointError> {
-    let found = tensors.get(name).ok_or_else(|| CheckpointError::Damaged {
-        path: path.to_path_buf(),
-        reason: format!("tensor {name} is missing"),
-    })?;
-    if found.len() != into.len() {
-        return Err(CheckpointError::Damaged {
-            path: path.to_path_buf(),
-            reason: format!("tensor {name} has {} values, the model needs {}", found.len(), into.len()),
-        });
+/// Copies the tensor `name` of what [`read`] gave over `into`.
+pub fn restore(tensors: &Tensors, name: &str, into: &mut [f32], path: &Path) -> Result<(), CheckpointError> {
+    let damaged = |reason: String| CheckpointError::Damaged { path: path.to_path_buf(), reason };
+    let place = tensors.places.get(name).ok_or_else(|| damaged(format!("tensor {name} is missing")))?;
+    let found = &tensors.map[place.clone()];
+    if found.len() != into.len() * 4 {
+        let problem = format!("tensor {name} has {} values, the model needs {}", found.len() / 4, into.len());
+        return Err(damaged(problem));
     }
-    into.copy_from_slice(found);
+    for (value, bytes) in into.iter_mut().zip(found.chunks_exact(4)) {
+        *value = f32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]);
+    }
     Ok(())
 }
 
@@ -116,7 +117,9 @@ mod tests {
         })
         .unwrap();
         let back = read(&path).unwrap();
-        assert_eq!(back["b"].iter().map(|v| v.to_bits()).collect::<Vec<_>>(), values.map(f32::to_bits));
+        let mut four = [0.0; 4];
+        restore(&back, "b", &mut four, &path).unwrap();
+        assert_eq!(four.map(f32::to_bits), values.map(f32::to_bits));
         let mut one = [0.0];
         restore(&back, "a", &mut one, &path).unwrap();
         assert_eq!(one, [7.0]);

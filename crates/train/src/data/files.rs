@@ -253,7 +253,16 @@ fn conversation_rows(
         Some((_, image)) => vec![image],
     };
     let declared = declared_type(reading, &mut fields)?;
-    let found = exchanges(&fields, field, &attached)?;
+    let mut found = exchanges(&fields, field, &attached)?;
+    fields.shift_remove(field);
+    // LLaMA-Factory names the system prompt beside the turns.
+    let beside = optional_text(&mut fields, SYSTEM)?;
+    found
+        .iter_mut()
+        .filter(|exchange| exchange.system.is_empty())
+        .for_each(|exchange| exchange.system.clone_from(&beside));
+    let mut base = base;
+    base.meta.extend(fields.into_iter().filter(|(_, value)| !parquet::is_attached(value)));
     let several = found.len() > 1;
     let row = |(i, exchange): (usize, super::conversations::Exchange)| {
         let mut row = base.clone();
@@ -291,9 +300,16 @@ fn take(fields: &mut Map<String, Value>, name: &'static str) -> Option<(&'static
 
 fn missing(fields: &Map<String, Value>, name: &str) -> Problem {
     let near = fields.keys().filter(|key| strsim::damerau_levenshtein(key, name) <= 2).min();
+    let there = || fields.keys().map(|key| format!("`{key}`")).collect::<Vec<_>>().join(", ");
     let hint = match near {
         Some(key) => format!("there is a field `{key}`; did you mean `{name}`?"),
-        None => "a row needs `question` and `answer`; see the data page for all fields".to_string(),
+        None if fields.is_empty() => {
+            "a row needs `question` and `answer`; see the data page for all fields".to_string()
+        }
+        None => {
+            let other = there();
+            format!("the row also has {other}; say which one is meant: fields = {{ {name} = \"its name\" }}")
+        }
     };
     Problem::new(name, "it is missing", hint)
 }

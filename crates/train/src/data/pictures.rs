@@ -1,17 +1,35 @@
 //! From what a row says a picture is to the picture: a path, a `data:` URL, or bytes of the file itself.
 //! A picture must be there and begin like one; it is decoded when it is used. Cost: one open per path.
 
-use std::io::Cursor;
+use std::fs::File;
+use std::io::{self, BufRead, BufReader, Cursor, Seek};
 use std::path::Path;
 use std::sync::Arc;
 
 use foveate_tasks::ImageData;
-use image::ImageReader;
+use image::{ImageReader, Limits};
 use serde_json::Value;
 
 use super::base64;
 use super::error::Problem;
 use super::parquet::ATTACHED;
+
+/// Most bytes that reading the head of a file may take: what is packed in it (a colour profile) unpacks to anything.
+const MAX_HEAD_BYTES: u64 = 1 << 24;
+
+/// A reader of a picture that knows its kind by its content and keeps within bounds while it reads the head.
+pub fn reader<R: BufRead + Seek>(source: R) -> io::Result<ImageReader<R>> {
+    let mut reader = ImageReader::new(source);
+    let mut limits = Limits::default();
+    limits.max_alloc = Some(MAX_HEAD_BYTES);
+    reader.limits(limits);
+    reader.with_guessed_format()
+}
+
+/// The same for a file.
+pub fn open(path: &Path) -> io::Result<ImageReader<BufReader<File>>> {
+    reader(BufReader::new(File::open(path)?))
+}
 
 /// Where a row's pictures are.
 pub struct Pictures<'a> {
@@ -39,7 +57,9 @@ impl Pictures<'_> {
             Value::Object(parts) => {
                 let bytes = parts.get(ATTACHED).or_else(|| parts.get("bytes")?.get(ATTACHED)).and_then(Value::as_u64);
                 if let Some(bytes) = bytes.and_then(|place| self.attached.get(usize::try_from(place).ok()?)) {
-                    check(ImageReader::new(Cursor::new(&bytes[..])))
+                    reader(Cursor::new(&bytes[..]))
+                        .map_err(|error| error.to_string())
+                        .and_then(check)
                         .map_err(|problem| Problem::new(field, format!("the picture: {problem}"), FORMATS))?;
                     return Ok(ImageData::Encoded(bytes.clone()));
                 }
@@ -78,7 +98,7 @@ impl Pictures<'_> {
         let wrong =
             |problem: String, hint: &str| Problem::new(field, format!("image {}: {problem}", path.display()), hint);
         let paths = "image paths start from the folder of the data file (or from `images` of the source)";
-        let reader = ImageReader::open(&path).map_err(|error| wrong(error.to_string(), paths))?;
+        let reader = open(&path).map_err(|error| wrong(error.to_string(), paths))?;
         check(reader).map_err(|problem| wrong(problem, FORMATS))?;
         Ok(ImageData::Path(path))
     }
@@ -87,8 +107,8 @@ impl Pictures<'_> {
 const FORMATS: &str = "PNG, JPEG and WebP can be read; the file may be cut off or of another kind";
 
 /// Looks at a picture's header.
-fn check<R: std::io::BufRead + std::io::Seek>(reader: ImageReader<R>) -> Result<(), String> {
-    match reader.with_guessed_format().map_err(|error| error.to_string())?.into_dimensions() {
+fn check<R: BufRead + Seek>(reader: ImageReader<R>) -> Result<(), String> {
+    match reader.into_dimensions() {
         Ok((0, _) | (_, 0)) => Err("it has no pixels".into()),
         Ok(_) => Ok(()),
         Err(error) => Err(error.to_string()),

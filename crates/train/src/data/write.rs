@@ -2,6 +2,8 @@
 //! A data set appears in full or not at all: everything is written aside, synced, then renamed.
 //! Cost: one PNG per drawn picture (about 1 ms), in parallel.
 
+use std::borrow::Cow;
+use std::collections::HashMap;
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
@@ -63,7 +65,9 @@ pub fn convert(dataset: &Dataset, folder: &Path, form: Form) -> Result<(), DataE
             fs::remove_dir_all(&aside).map_err(DataError::file("remove", &aside))?;
         }
         fs::create_dir_all(&aside).map_err(DataError::file("create the folder", &aside))?;
-        write_all(dataset.len(), |i| dataset.row(i), &aside.join(form.file()), IMAGES, true, form)?;
+        let shown_first = shown_first(dataset);
+        let place = Place { images: IMAGES, copy: Some(&shown_first) };
+        write_all(dataset.len(), |i| dataset.row(i), &aside.join(form.file()), &place, form)?;
         if folder.is_dir() {
             fs::remove_dir(folder).map_err(DataError::file("replace", folder))?;
         }
@@ -80,15 +84,57 @@ pub fn convert(dataset: &Dataset, folder: &Path, form: Form) -> Result<(), DataE
 /// folder beside it, called after the file. The file is replaced in one step, after all pictures.
 pub fn write_rows(rows: &[Row], file: &Path) -> Result<(), DataError> {
     let stem = file.file_stem().map(|stem| stem.to_string_lossy().into_owned()).unwrap_or_default();
-    write_all(rows.len(), |i| rows[i].clone(), file, &format!("{stem}-images"), false, Form::Rows)
+    let place = Place { images: &format!("{stem}-images"), copy: None };
+    write_all(rows.len(), |i| rows[i].clone(), file, &place, Form::Rows)
+}
+
+/// Where pictures go.
+struct Place<'a> {
+    /// The folder, beside the file of rows.
+    images: &'a str,
+    /// Pictures that are files already are copied too, once each: here is what each is called. Otherwise their paths
+    /// are named.
+    copy: Option<&'a HashMap<Kept, String>>,
+}
+
+/// What makes two pictures the same one without looking into them.
+#[derive(PartialEq, Eq, Hash)]
+enum Kept {
+    File(PathBuf),
+    /// The place of shared bytes in memory.
+    Bytes(usize),
+}
+
+impl Kept {
+    fn of(image: &ImageData) -> Option<Kept> {
+        match image {
+            ImageData::Path(path) => Some(Kept::File(path.clone())),
+            ImageData::Encoded(bytes) => Some(Kept::Bytes(bytes.as_ptr() as usize)),
+            ImageData::Drawn(_) => None,
+        }
+    }
+}
+
+/// The name of every picture that is there already, after the row that shows it first: the exchanges of a conversation
+/// share theirs.
+fn shown_first(dataset: &Dataset) -> HashMap<Kept, String> {
+    let mut names = HashMap::new();
+    for i in 0..dataset.len() {
+        let row = dataset.text_row(i);
+        for (j, image) in row.images.iter().enumerate() {
+            if let Some(kept) = Kept::of(image) {
+                names.entry(kept).or_insert_with(|| stem_of(i, j, &row));
+            }
+        }
+    }
+    names
 }
 
 fn write_all(
     count: usize,
     row: impl Fn(usize) -> Row + Sync,
     file: &Path,
-    images: &str,
-    copy_files: bool,
+    place: &Place<'_>,
     form: Form,
 ) -> Result<(), DataError> {
     let folder = file.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
@@ -107,7 +153,7 @@ fn write_all(
                         .images
                         .iter()
                         .enumerate()
-                        .map(|(j, image)| place_image(image, folder, images, &stem_of(i, j, &row), copy_files));
+                        .map(|(j, image)| place_image(image, folder, place, &stem_of(i, j, &row)));
                     let names = names.collect::<Result<Vec<_>, DataError>>()?;
                     let separator = if i > 0 { ",\n" } else { "" };
                     Ok(match form {
@@ -137,34 +183,34 @@ fn stem_of(row: usize, image: usize, of: &Row) -> String {
 }
 
 /// Puts a picture where the row can name it; gives the name, relative to `folder`.
-fn place_image(
-    image: &ImageData,
-    folder: &Path,
-    images: &str,
-    stem: &str,
-    copy_files: bool,
-) -> Result<String, DataError> {
-    let (bytes, extension) = match image {
-        ImageData::Path(path) if !copy_files => {
-            let absolute = std::path::absolute(path).map_err(DataError::file("find", path))?;
-            let home = std::path::absolute(folder).map_err(DataError::file("find", folder))?;
-            let name = absolute.strip_prefix(&home).map(Path::to_path_buf).unwrap_or(absolute);
-            return Ok(slashes(&name));
-        }
-        ImageData::Path(path) => {
-            let bytes = fs::read(path).map_err(DataError::file("read", path))?;
-            let extension = path.extension().map(|extension| extension.to_string_lossy().to_lowercase());
-            (bytes, extension.unwrap_or_else(|| "png".into()))
-        }
-        ImageData::Encoded(bytes) => {
-            let kind = image::guess_format(bytes).ok().and_then(|format| format.extensions_str().first().copied());
-            (bytes.to_vec(), kind.unwrap_or("png").to_string())
-        }
-        ImageData::Drawn(drawing) => (png(drawing), "png".to_string()),
+fn place_image(image: &ImageData, folder: &Path, place: &Place<'_>, stem: &str) -> Result<String, DataError> {
+    if let (ImageData::Path(path), None) = (image, place.copy) {
+        let absolute = std::path::absolute(path).map_err(DataError::file("find", path))?;
+        let home = std::path::absolute(folder).map_err(DataError::file("find", folder))?;
+        let name = absolute.strip_prefix(&home).map(Path::to_path_buf).unwrap_or(absolute);
+        return Ok(slashes(&name));
+    }
+    let extension = match image {
+        ImageData::Path(path) => path.extension().map(|extension| extension.to_string_lossy().to_lowercase()),
+        ImageData::Encoded(bytes) => image::guess_format(bytes)
+            .ok()
+            .and_then(|format| format.extensions_str().first().map(|extension| extension.to_string())),
+        ImageData::Drawn(_) => None,
     };
-    let name = PathBuf::from(images).join(format!("{stem}.{extension}"));
-    let path = folder.join(&name);
-    let parent = folder.join(images);
+    let first = Kept::of(image).and_then(|kept| place.copy?.get(&kept)).map_or(stem, String::as_str);
+    let parent = folder.join(place.images);
+    let file_name = format!("{first}.{}", extension.as_deref().unwrap_or("png"));
+    let name = slashes(&Path::new(place.images).join(&file_name));
+    if first != stem {
+        // The row that shows it first writes it.
+        return Ok(name);
+    }
+    let path = parent.join(file_name);
+    let bytes = match image {
+        ImageData::Path(path) => Cow::from(fs::read(path).map_err(DataError::file("read", path))?),
+        ImageData::Encoded(bytes) => Cow::from(&bytes[..]),
+        ImageData::Drawn(drawing) => Cow::from(png(drawing)),
+    };
     fs::create_dir_all(&parent).map_err(DataError::file("create the folder", &parent))?;
     let write = || -> io::Result<()> {
         let mut file = File::create(&path)?;
@@ -172,7 +218,7 @@ fn place_image(
         file.sync_data()
     };
     write().map_err(DataError::file("write", &path))?;
-    Ok(slashes(&name))
+    Ok(name)
 }
 
 /// Names in files are written with `/` on every system.

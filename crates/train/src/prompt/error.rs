@@ -65,6 +65,14 @@ pub enum PromptError {
         /// Side in pixels of what one image token stands for.
         side: u32,
     },
+    /// A tokenizer in a form that only Python reads.
+    #[error("{} holds {slow} and no tokenizer.json: a slow tokenizer", path.display())]
+    SlowTokenizer {
+        /// The folder.
+        path: PathBuf,
+        /// What is there.
+        slow: &'static str,
+    },
     /// Text of the conversation holds a token that gives prompts their structure.
     #[error("the {role} text contains {token:?}, which is a control token of this model")]
     ControlToken {
@@ -131,6 +139,9 @@ impl PromptError {
             PromptError::File { .. } => {
                 "point to a complete Hugging Face folder: config.json, tokenizer.json, a chat template, and \
                  preprocessor_config.json or processor_config.json"
+            }
+            PromptError::SlowTokenizer { .. } => {
+                "make the fast form once in Python: AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER)"
             }
             PromptError::Settings { .. } => "the file may belong to another model or to a family that is not supported",
             PromptError::Template { .. } => {

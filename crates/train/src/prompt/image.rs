@@ -9,10 +9,11 @@ use std::sync::Arc;
 
 use foveate_tasks::row::{Drawing, ImageData};
 use image::metadata::Orientation;
-use image::{DynamicImage, ImageDecoder, ImageReader, Limits};
+use image::{DynamicImage, ImageDecoder, ImageFormat, Limits};
 
 use super::error::PromptError;
 use super::resize::{Filter, Rounding, resize};
+use crate::data::pictures::{open, reader};
 
 /// Most pixels of one picture (about 300 MB while decoding); larger files are refused before they are decoded.
 pub const MAX_PIXELS: u64 = 100_000_000;
@@ -66,14 +67,8 @@ pub fn size(image: &ImageData) -> Option<(u32, u32)> {
     };
     match image {
         ImageData::Drawn(drawing) => Some((drawing.width, drawing.height)),
-        ImageData::Encoded(bytes) => {
-            let reader = ImageReader::new(Cursor::new(&bytes[..])).with_guessed_format().ok()?;
-            upright(Box::new(reader.into_decoder().ok()?))
-        }
-        ImageData::Path(path) => {
-            let reader = ImageReader::open(path).ok()?.with_guessed_format().ok()?;
-            upright(Box::new(reader.into_decoder().ok()?))
-        }
+        ImageData::Encoded(bytes) => upright(Box::new(reader(Cursor::new(&bytes[..])).ok()?.into_decoder().ok()?)),
+        ImageData::Path(path) => upright(Box::new(open(path).ok()?.into_decoder().ok()?)),
     }
 }
 
@@ -106,9 +101,12 @@ pub fn decode(bytes: &[u8], name: &str) -> Result<Drawing, PromptError> {
     if bytes.is_empty() {
         return Err(fail("is empty".into()));
     }
-    let reader = ImageReader::new(Cursor::new(bytes)).with_guessed_format().map_err(|error| fail(error.to_string()))?;
-    if reader.format().is_none() {
-        return Err(fail("is neither PNG, JPEG nor WebP".into()));
+    let reader = reader(Cursor::new(bytes)).map_err(|error| fail(error.to_string()))?;
+    match reader.format() {
+        None => return Err(fail("is neither PNG, JPEG nor WebP".into())),
+        // The decoder would paint the rest grey.
+        Some(ImageFormat::Jpeg) if !has_end(bytes) => return Err(fail("is cut off".into())),
+        Some(_) => {}
     }
     let mut decoder = reader.into_decoder().map_err(|error| fail(error.to_string()))?;
     let (width, height) = decoder.dimensions();
@@ -125,6 +123,13 @@ pub fn decode(bytes: &[u8], name: &str) -> Result<Drawing, PromptError> {
     image.apply_orientation(orientation);
     let (width, height) = (image.width(), image.height());
     Ok(Drawing { width, height, rgb: to_rgb(image) })
+}
+
+/// Whether a JPEG has its end mark. Coded pixels never look like one, and the picture begins after the last mark of a
+/// scan: an end before it is that of a thumbnail.
+fn has_end(jpeg: &[u8]) -> bool {
+    let last = |mark: u8| jpeg.windows(2).rposition(|pair| pair == [0xff, mark]);
+    last(0xd9) > last(0xda)
 }
 
 /// Refuses what would take too much memory, by its size alone.
@@ -174,6 +179,8 @@ fn on_white(level: u8, alpha: u8) -> u8 {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Write;
+
     use super::*;
     use safetensors::SafeTensors;
 
@@ -245,6 +252,33 @@ mod tests {
         png[29..33].copy_from_slice(&checksum.to_be_bytes());
         let error = decode(&png, "bomb.png").unwrap_err();
         assert!(matches!(error, PromptError::ImageTooLarge { width: 60000, .. }), "{error}");
+    }
+
+    #[test]
+    fn a_head_that_unpacks_to_more_than_a_picture_is_not_unpacked() {
+        // A colour profile of 64 MiB in some 64 KiB.
+        let mut profile = b"k\0\0".to_vec();
+        let mut zlib = flate2::write::ZlibEncoder::new(&mut profile, flate2::Compression::fast());
+        (0..64).for_each(|_| zlib.write_all(&[0; 1 << 20]).unwrap());
+        zlib.finish().unwrap();
+        let mut chunk = [b"iCCP", &profile[..]].concat();
+        chunk.extend(crc32(&chunk).to_be_bytes());
+        let png = std::fs::read(fixtures().join("rgb.png")).unwrap();
+        let bomb = [&png[..33], &(profile.len() as u32).to_be_bytes(), &chunk, &png[33..]].concat();
+        let error = decode(&bomb, "bomb.png").unwrap_err();
+        assert!(error.to_string().contains("limit"), "{error}");
+    }
+
+    #[test]
+    fn a_jpeg_that_is_cut_off_is_refused() {
+        let jpeg = std::fs::read(fixtures().join("turned_3.jpg")).unwrap();
+        assert!(decode(&jpeg, "whole.jpg").is_ok());
+        for end in [jpeg.len() - 2, jpeg.len() * 3 / 4] {
+            let error = decode(&jpeg[..end], "cut.jpg").unwrap_err();
+            assert!(error.to_string().contains("cut off"), "{error}");
+        }
+        // What stands behind the end does not matter.
+        assert!(decode(&[&jpeg[..], &[0; 7]].concat(), "more.jpg").is_ok());
     }
 
     fn crc32(bytes: &[u8]) -> u32 {

@@ -12,6 +12,7 @@ mod internvl;
 mod limits;
 mod llava_onevision;
 mod processor;
+mod python_text;
 mod qwen;
 mod render;
 pub mod resize;

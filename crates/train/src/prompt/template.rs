@@ -12,7 +12,7 @@ use minijinja::{Environment, Error, ErrorKind};
 use serde_json::{Map, Value as Json};
 
 use super::error::PromptError;
-use super::files;
+use super::{files, python_text};
 
 /// A compiled chat template together with the names it may use.
 #[derive(Debug)]
@@ -31,7 +31,7 @@ impl ChatTemplate {
         let mut environment = Environment::new();
         let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build().map_err(problem)?;
         environment.set_syntax(syntax);
-        environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+        environment.set_unknown_method_callback(python_text::method);
         environment.add_filter("tojson", to_json);
         environment.add_function("raise_exception", |message: String| -> Result<Value, Error> {
             Err(Error::new(ErrorKind::InvalidOperation, message))
@@ -52,6 +52,8 @@ impl ChatTemplate {
         let mut names = self.token_names.clone();
         names.insert("messages".into(), messages.clone());
         names.insert("add_generation_prompt".into(), add_generation_prompt.into());
+        // Defined and empty, as transformers hands them over.
+        names.extend(["tools", "documents"].map(|name| (name.to_string(), Json::Null)));
         let template = self.environment.get_template(NAME).expect("added when the template was compiled");
         template.render(Value::from(Serde(Json::Object(names)))).map_err(problem)
     }
@@ -197,7 +199,15 @@ fn strftime_frozen(format: &str) -> String {
             out.push(letter);
             continue;
         }
-        match letters.next() {
+        let mut kind = letters.next();
+        // Without a leading zero, as the C library has it.
+        let bare = kind == Some('-') && letters.clone().next().is_some_and(|kind| "dmHMSjy".contains(kind));
+        if bare {
+            kind = letters.next();
+        }
+        match kind {
+            Some('m') if bare => out.push('7'),
+            Some('H' | 'M' | 'S') if bare => out.push('0'),
             Some('d') => out.push_str("26"),
             Some('m') => out.push_str("07"),
             Some('b' | 'h') => out.push_str("Jul"),
@@ -234,12 +244,16 @@ mod tests {
             let template = ChatTemplate::new(golden["template"].as_str().unwrap(), names).unwrap();
             for case in golden["cases"].as_array().unwrap() {
                 let prompt = case["add_generation_prompt"].as_bool().unwrap();
-                let got = template.render(&case["messages"], prompt).unwrap();
-                assert_eq!(got, case["text"].as_str().unwrap(), "{} {}", path.display(), case["name"]);
+                let place = format!("{} {} {prompt}", path.display(), case["name"]);
+                match (template.render(&case["messages"], prompt), case["error"].as_str()) {
+                    (Ok(got), None) => assert_eq!(got, case["text"].as_str().unwrap(), "{place}"),
+                    (Err(error), Some(wanted)) => assert!(error.to_string().contains(wanted), "{place}: {error}"),
+                    (got, wanted) => panic!("{place}: {got:?}, not {wanted:?}"),
+                }
                 num_checked += 1;
             }
         }
-        assert_eq!(num_checked, 16);
+        assert_eq!(num_checked, 44);
     }
 
     #[test]
@@ -270,7 +284,7 @@ mod tests {
 
     #[test]
     fn the_date_is_frozen() {
-        let template = ChatTemplate::new("{{ strftime_now('%d %b %Y, %q%%') }}", Map::new()).unwrap();
-        assert_eq!(template.render(&Json::Null, false).unwrap(), "26 Jul 2024, %q%");
+        let template = ChatTemplate::new("{{ strftime_now('%-d %b %Y %-m/%m %-q %q%%') }}", Map::new()).unwrap();
+        assert_eq!(template.render(&Json::Null, false).unwrap(), "26 Jul 2024 7/07 %-q %q%");
     }
 }

@@ -26,10 +26,18 @@ pub struct TextCodec {
     vocab_size: usize,
 }
 
+/// Files of tokenizers that only Python reads.
+const SLOW: [&str; 5] = ["tokenizer.model", "vocab.json", "spiece.model", "vocab.txt", "sentencepiece.bpe.model"];
+
 impl TextCodec {
     /// Loads `tokenizer.json` and its companions. `config` is the folder's `config.json`.
     pub fn load(dir: &Path, config: &Json) -> Result<TextCodec, PromptError> {
         let path = dir.join("tokenizer.json");
+        if !path.exists()
+            && let Some(slow) = SLOW.iter().find(|name| dir.join(name).exists())
+        {
+            return Err(PromptError::SlowTokenizer { path: dir.to_path_buf(), slow });
+        }
         let text = files::read_text(&path)?;
         let fail = |problem: String| PromptError::File { path: path.clone(), problem };
         let mut tokenizer: Tokenizer = text.parse().map_err(|error| fail(format!("{error}")))?;

@@ -329,9 +329,13 @@ fn picture(url: &str, allowed: Option<&Path>) -> Result<ImageData, String> {
     if url.starts_with("http://") || url.starts_with("https://") {
         return Err("this server fetches nothing: send the picture as data:image/png;base64,..".into());
     }
+    let allowed = allowed
+        .and_then(|folder| folder.canonicalize().ok())
+        .ok_or_else(|| "pictures from files are not allowed here; send data:image/png;base64,..".to_string())?;
     // One answer for every file that may not be read, whether it exists or not.
-    let refused = || "pictures from files are not allowed here; send data:image/png;base64,..".to_string();
-    let allowed = allowed.and_then(|folder| folder.canonicalize().ok()).ok_or_else(refused)?;
+    let refused = || {
+        format!("{url:?} is no picture in the folder that this server reads; paths start there, or send data:image/..")
+    };
     let path = Path::new(url.strip_prefix("file://").unwrap_or(url));
     // Resolved before it is compared: neither `..` nor a link leads out of the folder.
     let whole = allowed.join(path).canonicalize().map_err(|_| refused())?;
