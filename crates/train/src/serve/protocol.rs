@@ -333,9 +333,7 @@ fn picture(url: &str, allowed: Option<&Path>) -> Result<ImageData, String> {
         .and_then(|folder| folder.canonicalize().ok())
         .ok_or_else(|| "pictures from files are not allowed here; send data:image/png;base64,..".to_string())?;
     // One answer for every file that may not be read, whether it exists or not.
-    let refused = || {
-        format!("{url:?} is no picture in the folder that this server reads; paths start there, or send data:image/..")
-    };
+    let refused = || "there is no such picture in the folder that this server reads; paths start there".to_string();
     let path = Path::new(url.strip_prefix("file://").unwrap_or(url));
     // Resolved before it is compared: neither `..` nor a link leads out of the folder.
     let whole = allowed.join(path).canonicalize().map_err(|_| refused())?;
@@ -503,7 +501,7 @@ mod tests {
         assert_eq!(picture("a.png", Some(&inside)).unwrap(), path);
         for url in ["../b.png", "link.png", "none.png", "/etc/hostname", ""] {
             let refused = picture(url, Some(&inside)).unwrap_err();
-            assert!(refused.contains("not allowed"), "{url}: {refused}");
+            assert!(refused.contains("no such picture"), "{url}: {refused}");
         }
         assert!(picture(&whole, None).unwrap_err().contains("not allowed"));
         assert!(picture("https://x/y.png", Some(&inside)).unwrap_err().contains("fetches nothing"));
