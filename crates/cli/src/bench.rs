@@ -5,13 +5,13 @@ use std::path::Path;
 
 use foveate_kernels::bench::{self, Measured};
 use foveate_kernels::{isa, team};
-use foveate_model::{DeviceChoice, Policy, Precision};
+use foveate_model::{Policy, Precision};
 use foveate_train::source;
 use foveate_train::speed::{self, Timed, Work, shapes};
 use serde_json::json;
 
 use crate::failure::failure;
-use crate::load::PrecisionArg;
+use crate::load::ComputeArgs;
 
 /// Arguments of `foveate bench`.
 #[derive(clap::Args)]
@@ -85,12 +85,8 @@ struct Common {
     /// A model folder, a built-in model, or a shape (smollm2-135m, smolvlm-256m, siglip-base, minnow-like)
     #[arg(long)]
     model: Option<String>,
-    /// Number type of matrix operands
-    #[arg(long)]
-    precision: Option<PrecisionArg>,
-    /// Where it computes: auto, cpu or cuda:0
-    #[arg(long, default_value = "auto")]
-    device: DeviceChoice,
+    #[command(flatten)]
+    compute: ComputeArgs,
     /// Rounds on the clock, after one that does not count
     #[arg(long, default_value_t = 5)]
     rounds: usize,
@@ -138,8 +134,9 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         What::Tower { common, images } => (common, Work::Tower { images: images.max(1) }, "siglip-base"),
     };
     let model = common.model.clone().unwrap_or_else(|| usual.to_string());
-    let precision = common.precision.map_or(Precision::Auto, Precision::from);
-    let mut policy = open(&model, precision)?.on(common.device, precision)?;
+    let precision = common.compute.precision.map_or(Precision::Auto, Precision::from);
+    common.compute.device.open()?;
+    let mut policy = open(&model, precision)?.on(common.compute.device, precision)?;
     policy.set_recompute(common.recompute);
     if let Work::Group { prompt, images, .. } = work {
         let features = images * policy.description().features_per_tile;

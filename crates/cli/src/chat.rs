@@ -13,7 +13,7 @@ use foveate_train::rollout::SamplingConfig;
 use foveate_train::serve::stream::TextStream;
 
 use crate::failure::failure;
-use crate::load::{self, ModelArgs, PrecisionArg};
+use crate::load::{self, ModelArgs};
 
 /// Arguments of `foveate chat`.
 #[derive(clap::Args)]
@@ -35,9 +35,8 @@ pub struct Args {
     /// Key of the random draws
     #[arg(long, default_value_t = 0)]
     seed: u64,
-    /// Number type of matrix operands
-    #[arg(long)]
-    precision: Option<PrecisionArg>,
+    #[command(flatten)]
+    compute: load::ComputeArgs,
     #[command(flatten)]
     images: load::ImageArgs,
 }
@@ -52,7 +51,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     if let Some(problem) = sampling.problem() {
         return Err(failure(problem, "see foveate chat --help"));
     }
-    let model = ModelArgs { model: args.model, precision: args.precision, images: args.images };
+    let model = ModelArgs { model: args.model, compute: args.compute, images: args.images };
     let (policy, prompter) = load::open(&model, Precision::Auto)?;
     let spec = sampling.spec(&prompter);
     let mut chat = Chat { policy, prompter, spec, seed: args.seed, turns: Vec::new(), pictures: Vec::new() };

@@ -42,9 +42,8 @@ pub struct Args {
     /// Write every answer there, one JSON object a line
     #[arg(long)]
     output: Option<PathBuf>,
-    /// Number type of matrix operands
-    #[arg(long)]
-    precision: Option<load::PrecisionArg>,
+    #[command(flatten)]
+    compute: load::ComputeArgs,
     /// Seed of built-in worlds
     #[arg(long, default_value_t = 0)]
     seed: u64,
@@ -64,8 +63,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     for text in &args.data {
         suites.extend(suites_of(text, args.seed)?);
     }
-    let model =
-        ModelArgs { precision: args.precision, images: args.images.clone(), ..ModelArgs::named(args.model.clone()) };
+    let model = ModelArgs { model: args.model.clone(), compute: args.compute, images: args.images.clone() };
     let (mut policy, prompter) = load::open(&model, Precision::Auto)?;
     let sampling = SamplingConfig { max_new_tokens: args.max_new_tokens, ..SamplingConfig::default() }.greedy();
     let pass_at = if args.pass_at.is_empty() { vec![1, args.answers] } else { args.pass_at.clone() };

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use clap::ValueEnum;
 use foveate_kernels::isa;
-use foveate_model::{Policy, Precision};
+use foveate_model::{DeviceChoice, Policy, Precision};
 use foveate_train::prompt::{ImageLimits, Prompter};
 use foveate_train::source;
 
@@ -14,9 +14,9 @@ pub struct ModelArgs {
     /// A folder in Hugging Face layout, a hub id (ORG/NAME), a PEFT adapter, or the name of a built-in model
     #[arg(long)]
     pub model: String,
-    /// Number type of matrix operands
-    #[arg(long)]
-    pub precision: Option<PrecisionArg>,
+    /// Where and how it computes.
+    #[command(flatten)]
+    pub compute: ComputeArgs,
     /// Limits on pictures.
     #[command(flatten)]
     pub images: ImageArgs,
@@ -25,8 +25,19 @@ pub struct ModelArgs {
 impl ModelArgs {
     /// The model as it is.
     pub fn named(model: String) -> Self {
-        Self { model, precision: None, images: ImageArgs::default() }
+        Self { model, compute: ComputeArgs::default(), images: ImageArgs::default() }
     }
+}
+
+/// Where a model computes, and in which numbers: the same words in every command.
+#[derive(clap::Args, Clone, Copy, Default)]
+pub struct ComputeArgs {
+    /// Number type of matrix operands
+    #[arg(long)]
+    pub precision: Option<PrecisionArg>,
+    /// Where it computes: auto, cpu or cuda:0
+    #[arg(long, default_value = "auto")]
+    pub device: DeviceChoice,
 }
 
 /// The limits of `[images]` in recipes.
@@ -85,9 +96,11 @@ impl From<PrecisionArg> for Precision {
 /// Loads model and prompter. `usual` is the precision if none was asked for.
 pub fn open(args: &ModelArgs, usual: Precision) -> anyhow::Result<(Policy, Prompter)> {
     isa::check()?;
-    let precision = args.precision.map_or(usual, Precision::from);
+    let precision = args.compute.precision.map_or(usual, Precision::from);
     let source = source::find(Path::new(""), &args.model)?.with_images(&args.images.limits());
-    let policy = source.load(precision)?;
+    // Asked first: a GPU that is not there should not cost the reading of weights.
+    args.compute.device.open()?;
+    let policy = source.load(precision)?.on(args.compute.device, precision)?;
     let prompter = source.prompter(&policy)?;
     Ok((policy, prompter))
 }

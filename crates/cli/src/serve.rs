@@ -45,9 +45,8 @@ pub struct Args {
     /// Name that clients call the model by [default: the last part of its folder]
     #[arg(long)]
     name: Option<String>,
-    /// Number type of matrix operands
-    #[arg(long)]
-    precision: Option<load::PrecisionArg>,
+    #[command(flatten)]
+    compute: load::ComputeArgs,
     #[command(flatten)]
     images: load::ImageArgs,
     /// Longest answer in tokens, and its length where a request names none
@@ -106,7 +105,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     if let Some(folder) = args.images_from.as_ref().filter(|folder| !folder.is_dir()) {
         return Err(failure(format!("{} is no folder", folder.display()), "--images-from names a folder of pictures"));
     }
-    let model = ModelArgs { model: args.model.clone(), precision: args.precision, images: args.images.clone() };
+    let model = ModelArgs { model: args.model.clone(), compute: args.compute, images: args.images.clone() };
     let (inbox, jobs) = channel();
     let (ready, opened) = channel();
     let (num_answers, cache_tokens) = (args.batch as usize, args.cache_tokens);

@@ -6,9 +6,10 @@ use std::process::{Child, Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
 
 use foveate_kernels::{interrupt, isa};
+use foveate_model::DeviceChoice;
 use foveate_train::study::{self, Planned, Progress, Ran, StudySpec};
 
-use crate::train::{INTERRUPTED, Screen};
+use crate::train::{INTERRUPTED, Screen, set_device};
 
 /// How long runs in other processes get to write their last checkpoint after Ctrl-C.
 const GRACE: Duration = Duration::from_secs(120);
@@ -27,6 +28,9 @@ pub struct Args {
     /// Make the runs of these cells only, and no table
     #[arg(long, value_delimiter = ',', value_name = "CELL")]
     cells: Vec<String>,
+    /// Where they compute, in place of what recipes say: auto, cpu or cuda:0
+    #[arg(long)]
+    device: Option<DeviceChoice>,
     /// Runs at a time, each in a process with its share of the cores. Numbers do not change, and small models make
     /// better use of the cores so
     #[arg(long, default_value_t = 1, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256))]
@@ -40,6 +44,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     if !args.seeds.is_empty() {
         spec.seeds = args.seeds.clone();
     }
+    spec.set.extend(args.device.map(set_device));
     study::check_cells(&args.study, &spec, &args.cells)?;
     let out = args.out.clone().unwrap_or_else(|| PathBuf::from("studies").join(&spec.name));
     interrupt::install();
@@ -160,6 +165,7 @@ impl Crowd<'_> {
         let mut command = Command::new(std::env::current_exe()?);
         command.arg("study").arg(&self.args.study).arg("--out").arg(self.out);
         command.args(["--cells", &cell.name, "--seeds", &seed.to_string()]);
+        command.args(self.args.device.iter().flat_map(|device| ["--device".to_string(), device.to_string()]));
         command.env("RAYON_NUM_THREADS", (cores / self.jobs).max(1).to_string());
         command.stdin(Stdio::null()).stdout(Stdio::null());
         println!("run {} of {}: {}", place + 1, self.runs.len(), self.named(place));

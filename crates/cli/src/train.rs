@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use foveate_kernels::{interrupt, isa};
+use foveate_model::DeviceChoice;
 use foveate_train::report::page::{RunFiles, duration, percent, remarks};
 use foveate_train::session::Event;
 use foveate_train::{recipe, run, train};
@@ -18,6 +19,9 @@ pub struct Args {
     /// Replace a value of the recipe, for example --set stage.0.steps=50 --set seed=2
     #[arg(long, value_name = "KEY=VALUE")]
     set: Vec<String>,
+    /// Where it computes, in place of what the recipe says: auto, cpu or cuda:0
+    #[arg(long)]
+    device: Option<DeviceChoice>,
     /// Go on with an interrupted run
     #[arg(long)]
     resume: bool,
@@ -33,7 +37,9 @@ pub const INTERRUPTED: u8 = 130;
 /// Resolves the recipe, trains, and prints the final table.
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     isa::check()?;
-    let raw = recipe::read(&args.recipe, &args.set)?;
+    let mut set = args.set.clone();
+    set.extend(args.device.map(set_device));
+    let raw = recipe::read(&args.recipe, &set)?;
     let run = run::resolve(&args.recipe, raw)?;
     let folder = args.out.clone().unwrap_or_else(|| PathBuf::from("runs").join(&run.name));
     interrupt::install();
@@ -51,10 +57,16 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
+/// What `--device` means for a recipe.
+pub fn set_device(device: DeviceChoice) -> String {
+    format!("device={:?}", device.to_string())
+}
+
 /// The command that goes on with this run.
 fn resume_command(args: &Args) -> String {
     let mut words = vec!["foveate train".to_string(), args.recipe.display().to_string()];
     words.extend(args.set.iter().map(|set| format!("--set {set}")));
+    words.extend(args.device.iter().map(|device| format!("--device {device}")));
     words.extend(args.out.iter().map(|out| format!("--out {}", out.display())));
     words.push("--resume".to_string());
     words.join(" ")

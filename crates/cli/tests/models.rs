@@ -126,9 +126,16 @@ fn plans_are_told_for_models_and_recipes() {
     for line in ["parameters", "weights", "moments", "keys and values", "all to learn"] {
         assert!(told.contains(line), "{line}: {told}");
     }
+    // For a GPU, in a machine without one too.
+    let told = succeed(&["plan", &path.to_string_lossy(), "--device", "cuda:0"], here);
+    for line in ["weights", "moments", "head", "all to learn", "cuda:0 "] {
+        assert!(told.contains(line), "{line}: {told}");
+    }
     let recipe = format!("name = \"a\"\nmodel = \"{}\"\n{RECIPE}", path.display());
     fs::write(here.join("a.toml"), recipe).unwrap();
     let told = succeed(&["plan", "a.toml"], here);
+    assert!(told.contains("stage examples") && told.contains("peak"), "{told}");
+    let told = succeed(&["plan", "a.toml", "--device", "cuda:0", "--set", "memory.recompute=true"], here);
     assert!(told.contains("stage examples") && told.contains("peak"), "{told}");
     // A recipe that makes a new model is planned from its numbers.
     let told = succeed(&["plan", "r.toml"], here);

@@ -362,6 +362,44 @@ fn turned<E: Element + Value>() {
 }
 both!(rotation_and_folding, turned);
 
+/// The arena that a GPU has, and what running out of memory says.
+#[test]
+fn memory_is_reused_reserved_and_runs_out_in_words() {
+    let library = emulator::library();
+    let emulated = library.map(|library| Device::emulated_with_arena(&library).expect("it was just made"));
+    for device in emulated.into_iter().chain(Device::cuda(0).ok()) {
+        let kept = device.upload(&values::<f32>(1, 3000));
+        let place = |buffer: &foveate_kernels::cuda::DeviceBuffer| format!("{:?}", buffer.all().argument());
+        let first = device.take(Number::F32, 1 << 20);
+        let (at, before) = (place(&first), device.memory_used());
+        drop(first);
+        assert_eq!(device.memory_used()[0], before[0] - (4 << 20));
+        assert_eq!(place(&device.take(Number::Bf16, 2 << 20)), at, "the same memory serves another type");
+        device.reserve(200 << 20).expect("there is room");
+        let held = device.memory_used();
+        assert!(held[0] + held[1] >= 200 << 20);
+        device.reserve(100 << 20).expect("it is there already");
+        assert_eq!(device.memory_used(), held);
+        let parts: Vec<_> = (0..9).map(|part| device.zeroed(Number::U32, 1000 + part * 400_000)).collect();
+        assert_eq!(device.memory_used().iter().take(2).sum::<usize>(), held[0] + held[1], "what was reserved serves");
+        assert!(parts.iter().all(|part| part.download::<u32>().iter().all(|word| *word == 0)));
+        assert_eq!(kept.download::<f32>(), values::<f32>(1, 3000), "nobody wrote there");
+        device.check().expect("nothing failed");
+
+        let error = device.reserve(1 << 50).expect_err("nobody has so much");
+        let (text, hint) = (error.to_string(), error.hint());
+        assert!(text.starts_with("out of GPU memory: ") && text.contains(" of "), "{text}");
+        for advice in ["tokens_per_batch", "recompute", "lora", "foveate plan"] {
+            assert!(hint.contains(advice), "{hint}");
+        }
+        let nothing = device.zeroed(Number::F32, 1 << 48);
+        assert!(device.check().is_err(), "a buffer that is not there is an error, not a crash");
+        drop(nothing);
+        assert_eq!(kept.download::<f32>().len(), 3000);
+        device.check().expect("and the device goes on");
+    }
+}
+
 #[test]
 fn optimiser() {
     let count = 40_000;
@@ -660,7 +698,7 @@ fn memory_is_counted_and_its_end_is_an_error() {
         drop(device.take(Number::F32, total));
         let error = device.check().expect_err("nobody has four times its memory");
         assert!(matches!(error, foveate_kernels::cuda::GpuError::OutOfMemory { .. }), "{error}");
-        assert!(error.to_string().contains("bytes asked for") && error.hint().contains("recompute"));
+        assert!(error.to_string().contains(" asked for, ") && error.hint().contains("recompute"));
         device.check().expect("the error has been told once");
         assert_eq!(device.upload(&[1f32, 2.0]).download::<f32>(), [1.0, 2.0], "and the device goes on");
     }

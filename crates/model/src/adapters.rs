@@ -48,10 +48,22 @@ impl AdapterSpec {
 
 /// Whether a module belongs to a numbered block: `..layers.3..`, `..blocks.3..`, `..layer.3..`.
 pub(crate) fn is_inside_block(module: &str) -> bool {
-    let words: Vec<&str> = module.split('.').collect();
-    words
-        .windows(2)
-        .any(|pair| ["layers", "blocks", "layer"].contains(&pair[0]) && pair[1].bytes().all(|c| c.is_ascii_digit()))
+    block_of(module).is_some()
+}
+
+/// The numbered block that a module belongs to: its name up to the number.
+pub(crate) fn block_of(module: &str) -> Option<&str> {
+    let mut end = 0;
+    let mut before = "";
+    for word in module.split('.') {
+        end += word.len();
+        if ["layers", "blocks", "layer"].contains(&before) && word.bytes().all(|c| c.is_ascii_digit()) {
+            return Some(&module[..end]);
+        }
+        before = word;
+        end += 1;
+    }
+    None
 }
 
 impl Policy {

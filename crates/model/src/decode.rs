@@ -39,7 +39,7 @@ pub struct SampleJob<'a> {
 }
 
 /// Prompts are read in packs of about this many tokens: enough to fill the machine, little enough to bound memory.
-const PREFILL_TOKENS: usize = 4096;
+pub(crate) const PREFILL_TOKENS: usize = 4096;
 /// Rows of logits that exist at once.
 const LOGIT_ROWS: usize = 64;
 /// Bytes of keys and values that one wave of prompts may take.

@@ -38,10 +38,27 @@ impl std::str::FromStr for DeviceChoice {
     }
 }
 
+/// Devices that have been opened, by number.
+static OPEN: Mutex<BTreeMap<usize, Device>> = Mutex::new(BTreeMap::new());
+
+/// Puts a device in the place of GPU `index`, for the rest of the process: how tests of whole runs put the emulator there.
+pub fn stand_in(index: usize, device: Device) {
+    OPEN.lock().unwrap_or_else(PoisonError::into_inner).insert(index, device);
+}
+
+impl std::fmt::Display for DeviceChoice {
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            DeviceChoice::Auto => write!(out, "auto"),
+            DeviceChoice::Cpu => write!(out, "cpu"),
+            DeviceChoice::Cuda(index) => write!(out, "cuda:{index}"),
+        }
+    }
+}
+
 impl DeviceChoice {
     /// The device; none is the CPU. All models of a process share one device of a number, and its memory.
     pub fn open(self) -> Result<Option<Device>, ModelError> {
-        static OPEN: Mutex<BTreeMap<usize, Device>> = Mutex::new(BTreeMap::new());
         let DeviceChoice::Cuda(index) = self else { return Ok(None) };
         let mut open = OPEN.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(device) = open.get(&index) {
@@ -71,6 +88,9 @@ mod tests {
     fn names_of_devices() {
         assert_eq!("auto".parse(), Ok(DeviceChoice::Auto));
         assert_eq!("cuda:3".parse(), Ok(DeviceChoice::Cuda(3)));
+        for choice in [DeviceChoice::Auto, DeviceChoice::Cpu, DeviceChoice::Cuda(2)] {
+            assert_eq!(choice.to_string().parse(), Ok(choice));
+        }
         for wrong in ["cuda:", "cuda:x", "gpu", "CPU", ""] {
             assert!(wrong.parse::<DeviceChoice>().unwrap_err().contains("none of"), "{wrong}");
         }

@@ -23,11 +23,16 @@ pub mod error;
 /// Model families, one file each.
 pub mod families;
 mod linear;
+mod master;
+/// The optimiser's side of a model on a GPU.
+pub mod moments;
 mod on_device;
 /// Adapters on disk.
 pub mod peft;
 /// What a model will take.
 pub mod plan;
+/// What a model will take on a GPU.
+pub mod plan_device;
 /// A model that scores, learns and samples.
 pub mod policy;
 mod policy_device;
@@ -48,6 +53,7 @@ pub use batch::{Cuts, Derivatives, FinishReason, HeadOutput, PromptInput, Sample
 pub use decode::SampleJob;
 pub use device::DeviceChoice;
 pub use error::ModelError;
+pub use moments::DeviceMoments;
 pub use policy::{ModelDescription, Policy, Precision};
 pub use safetensors_io::SaveType;
 pub use sampling::SamplingSpec;

@@ -5,17 +5,18 @@
 //! Activations: going backwards the tape keeps every input of a matrix product, the outputs that are not added to the
 //! residual stream at once, and the stream itself after each addition.
 
-use std::path::Path;
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
-use crate::adapters::{AdapterSpec, declare_adapters, is_inside_block};
+use crate::adapters::{AdapterSpec, block_of, declare_adapters};
 use crate::arena::Kind;
 use crate::error::ModelError;
 use crate::families::Family;
 use crate::policy::{Precision, untie};
 use crate::safetensors_io;
-use crate::weights::{Layout, Part, Trainable};
+use crate::weights::{Layout, Linear, ParamInfo, Part, Trainable};
 
 /// Sizes in bytes, unless they say otherwise.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -38,6 +39,8 @@ pub struct Plan {
     pub activations_per_token: usize,
     /// What it keeps of one row of the image tower (a patch).
     pub activations_per_patch: usize,
+    /// The same two where blocks are run again when going back: their inputs, and one block.
+    pub recomputed: [usize; 2],
     /// Keys and values of one token.
     pub cache_per_token: usize,
 }
@@ -49,6 +52,12 @@ pub fn plan(
     trainable: Trainable,
     adapters: Option<&AdapterSpec>,
 ) -> Result<Plan, ModelError> {
+    let (path, config) = config_in(dir)?;
+    of_config(&path, &config, precision, trainable, adapters)
+}
+
+/// The configuration in a folder, as loading takes it.
+pub(crate) fn config_in(dir: &Path) -> Result<(PathBuf, Value), ModelError> {
     let path = dir.join("config.json");
     let text = std::fs::read_to_string(&path).map_err(|source| ModelError::File { path: path.clone(), source })?;
     let mut config: Value = serde_json::from_str(&text).map_err(|error| ModelError::Config {
@@ -60,7 +69,7 @@ pub fn plan(
     if safetensors_io::has_own_head(dir).unwrap_or(false) {
         untie(&mut config);
     }
-    of_config(&path, &config, precision, trainable, adapters)
+    Ok((path, config))
 }
 
 /// The same for the content of a `config.json`; `path` is for messages.
@@ -91,24 +100,8 @@ pub fn of_config(
         }
     }
     let all: usize = layout.infos().iter().map(|info| info.len).sum();
-    let mut matrices = 0;
-    let mut activations = [0; 3];
-    let mut widths = [0; 3];
-    for linear in layout.linears() {
-        matrices += linear.n * linear.k;
-        let info = &layout.infos()[linear.params[0].0];
-        if !is_inside_block(info.name.trim_end_matches(".weight")) {
-            continue;
-        }
-        let part = part_index(info.part);
-        if widths[part] == 0 {
-            // The first product of a block reads the normed stream: its width is the stream's.
-            widths[part] = linear.k;
-        }
-        // What is added to the stream is kept in f32.
-        let output = if linear.n == widths[part] { 4 } else { value };
-        activations[part] += linear.k * value + linear.n * output;
-    }
+    let matrices: usize = layout.linears().iter().map(|linear| linear.n * linear.k).sum();
+    let blocks = blocks(layout.infos(), layout.linears(), value);
     let packed = if value == 2 { 2 * matrices } else { 0 };
     Ok(Plan {
         num_parameters,
@@ -118,13 +111,58 @@ pub fn of_config(
         packed_backward: packed,
         gradients: 4 * num_trained,
         moments: 8 * num_trained,
-        activations_per_token: activations[2],
-        activations_per_patch: activations[0],
+        activations_per_token: blocks[2].stored,
+        activations_per_patch: blocks[0].stored,
+        recomputed: [blocks[2].recomputed(), blocks[0].recomputed()],
         cache_per_token,
     })
 }
 
-fn part_index(part: Part) -> usize {
+/// What the tape keeps of one row in the blocks of a part.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Blocks {
+    names: BTreeSet<String>,
+    /// Width of the residual stream.
+    pub width: usize,
+    /// All that is kept in all blocks.
+    pub stored: usize,
+    /// Input and output of the widest product.
+    pub widest: usize,
+}
+
+impl Blocks {
+    /// What is kept in one block.
+    pub fn one(&self) -> usize {
+        self.stored / self.names.len().max(1)
+    }
+
+    /// What is kept where blocks are run again: their inputs in f32, and one block.
+    pub fn recomputed(&self) -> usize {
+        self.names.len() * self.width * 4 + self.one()
+    }
+}
+
+/// The blocks of the image tower, the connector and the decoder; operands have `value` bytes.
+pub(crate) fn blocks(infos: &[ParamInfo], linears: &[Linear], value: usize) -> [Blocks; 3] {
+    let mut all = [(); 3].map(|()| Blocks::default());
+    for linear in linears {
+        let info = &infos[linear.params[0].0];
+        let Some(name) = block_of(info.name.trim_end_matches(".weight")) else { continue };
+        let part = &mut all[part_index(info.part)];
+        if part.width == 0 {
+            // The first product of a block reads the normed stream: its width is the stream's.
+            part.width = linear.k;
+        }
+        // What is added to the stream is kept in f32.
+        let output = if linear.n == part.width { 4 } else { value };
+        part.stored += linear.k * value + linear.n * output;
+        part.widest = part.widest.max(linear.k * value + linear.n * output);
+        part.names.insert(name.to_string());
+    }
+    all
+}
+
+pub(crate) fn part_index(part: Part) -> usize {
     match part {
         Part::Vision => 0,
         Part::Connector => 1,
@@ -138,9 +176,15 @@ impl Plan {
         self.weights + self.packed
     }
 
+    /// What the tape keeps of one token and of one patch.
+    pub fn activations(&self, recompute: bool) -> [usize; 2] {
+        if recompute { self.recomputed } else { [self.activations_per_token, self.activations_per_patch] }
+    }
+
     /// To learn from batches of so many tokens and patches, without keys and values of sampling.
-    pub fn to_learn(&self, num_tokens: usize, num_patches: usize) -> usize {
-        let activations = num_tokens * self.activations_per_token + num_patches * self.activations_per_patch;
+    pub fn to_learn(&self, num_tokens: usize, num_patches: usize, recompute: bool) -> usize {
+        let [token, patch] = self.activations(recompute);
+        let activations = num_tokens * token + num_patches * patch;
         self.to_ask() + self.packed_backward + self.gradients + self.moments + activations
     }
 }

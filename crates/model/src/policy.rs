@@ -200,16 +200,25 @@ impl Policy {
         self.weights.is_trainable(crate::weights::ParamId(index))
     }
 
-    /// Zeroed gradients.
-    pub fn new_gradients(&self) -> Gradients {
+    /// Length of the flat buffer.
+    pub fn num_values(&self) -> usize {
+        self.weights.num_values()
+    }
+
+    /// From the first value of the flat buffer that learns to behind the last.
+    pub(crate) fn active(&self) -> std::ops::Range<usize> {
         let infos = self.weights.infos();
         let mut learns = (0..infos.len()).filter(|index| self.is_trainable(*index)).map(|index| &infos[index]);
-        let active = match (learns.next(), learns.next_back()) {
+        match (learns.next(), learns.next_back()) {
             (Some(first), Some(last)) => first.offset..last.offset + last.len,
             (Some(only), None) => only.offset..only.offset + only.len,
             _ => 0..0,
-        };
-        Gradients { flat: memory::zeroed(self.weights.master().len()), active, on_device: None }
+        }
+    }
+
+    /// Zeroed gradients.
+    pub fn new_gradients(&self) -> Gradients {
+        Gradients { flat: memory::zeroed(self.num_values()), active: self.active(), on_device: None }
     }
 
     /// The name of a parameter as the checkpoint that was loaded spells it.

@@ -1,31 +1,28 @@
 //! A policy on a GPU: which device, the head's two passes, and the choice of tokens.
 //! What crosses between host and device: ids, rows and pictures down; log-probabilities up, two derivatives per trained
-//! token down; drawn tokens up; once an optimiser step gradients up and weights down, since the optimiser itself runs on
-//! the host.
+//! token down; drawn tokens up. The optimiser is on the device too (`moments.rs`).
 //! Knows the head and the sampler; knows no rules. Cost: waits for the device once per pass.
 
 use foveate_kernels::cuda::ops::head::{self, Columns, Draw};
 use foveate_kernels::cuda::{Device, DeviceBuffer, Number};
 use foveate_kernels::rng::Stream;
 
-use crate::arena::{Buffer, Kind};
+use crate::arena::Buffer;
 use crate::batch::{Derivatives, HeadOutput, TokenBatch};
 use crate::error::ModelError;
 use crate::on_device::DeviceWeights;
+use crate::plan_device::on_device;
 use crate::policy::{Policy, Precision};
 use crate::sampling::{Picked, SamplingSpec, pick};
 use crate::weights::Gradients;
 
 /// Rows of logits that exist at once while sampling.
-const LOGIT_ROWS: usize = 256;
+pub(crate) const LOGIT_ROWS: usize = 256;
 
 impl Policy {
     /// Works on a device from now on. `Precision::Auto` is bf16 there.
     pub fn use_device(&mut self, device: Device, precision: Precision) {
-        let operand = match precision {
-            Precision::F32 => Kind::F32,
-            Precision::Bf16 | Precision::Auto => Kind::Bf16,
-        };
+        let operand = on_device(precision);
         self.set_operand(operand);
         self.weights_mut().set_device_weights(Some(DeviceWeights::new(device, operand)));
     }
@@ -35,8 +32,8 @@ impl Policy {
         self.weights().device_weights().map(|weights| &weights.device)
     }
 
-    /// The first error since the last question.
-    pub(crate) fn check_device(&self) -> Result<(), ModelError> {
+    /// The first error since the last question; waits for the device. Nothing to ask on the CPU.
+    pub fn check_device(&self) -> Result<(), ModelError> {
         self.device().map_or(Ok(()), Device::check).map_err(ModelError::Gpu)
     }
 
@@ -68,7 +65,7 @@ impl Policy {
         let linear = weights.linear(id);
         let sum = weights
             .linear_is_trainable(id)
-            .then(|| gradients.on_device().part(linear.offset..linear.offset + linear.n * linear.k));
+            .then(|| gradients.on_device(linear.offset..linear.offset + linear.n * linear.k));
         let d_x = device.take(x.number(), x.len());
         let Derivatives { by_logprob, by_entropy } = derivatives;
         let matrix = weights.matrix_on_device(id);

@@ -6,11 +6,12 @@ use std::ops::Range;
 use std::sync::{Mutex, OnceLock, PoisonError};
 
 use foveate_kernels::cpu::matmul::PackedMatrix;
-use foveate_kernels::cuda::{Device, DeviceBuffer, Number};
+use foveate_kernels::cuda::{Device, DeviceBuffer, Number, View};
 use foveate_kernels::rng::{Purpose, Stream};
 use foveate_kernels::{memory, parallel};
 use rayon::prelude::*;
 
+use crate::master::Master;
 use crate::on_device::DeviceWeights;
 
 /// Which third of a vision-language model a parameter belongs to.
@@ -160,7 +161,7 @@ pub struct Gradients {
     pub flat: Vec<f32>,
     /// From the first value that learns to behind the last: the rest is never touched and takes no memory.
     pub active: Range<usize>,
-    /// What a GPU has added up since [`Gradients::collect`].
+    /// What a GPU has added up: one value for each of `active`.
     pub(crate) on_device: Option<DeviceBuffer>,
 }
 
@@ -169,7 +170,7 @@ impl Gradients {
     /// tells.
     pub fn collect(&mut self) {
         if let Some(sums) = self.on_device.take() {
-            let more: Vec<f32> = sums.part(self.active.clone()).download();
+            let more: Vec<f32> = sums.download();
             for (sum, more) in self.flat[self.active.clone()].iter_mut().zip(more) {
                 *sum += more;
             }
@@ -177,19 +178,22 @@ impl Gradients {
     }
 
     /// Makes room on a GPU, zeroed, unless there is some.
-    pub(crate) fn make_on_device(&mut self, device: &Device) {
-        let len = self.flat.len();
-        self.on_device.get_or_insert_with(|| device.zeroed(Number::F32, len));
+    pub(crate) fn make_on_device(&mut self, device: &Device) -> &DeviceBuffer {
+        let len = self.active.len();
+        self.on_device.get_or_insert_with(|| device.zeroed(Number::F32, len))
     }
 
-    /// What a GPU adds to.
-    pub(crate) fn on_device(&self) -> &DeviceBuffer {
-        self.on_device.as_ref().expect("made when the backward pass began")
+    /// Where a GPU adds the gradients of part of the flat buffer.
+    pub(crate) fn on_device(&self, range: Range<usize>) -> View<'_> {
+        let sums = self.on_device.as_ref().expect("made when the backward pass began");
+        sums.part(range.start - self.active.start..range.end - self.active.start)
     }
 
     /// Back to zero, keeping the memory.
     pub fn clear(&mut self) {
-        self.on_device = None;
+        if let Some(sums) = &self.on_device {
+            sums.all().zero();
+        }
         parallel::for_rows(&mut self.flat[self.active.clone()], 1, 1 << 16, |_, chunk| chunk.fill(0.0));
     }
 }
@@ -379,7 +383,7 @@ impl Layout {
             trainable: self.infos.iter().map(|info| !info.unread).collect(),
             infos: self.infos,
             linears: self.linears,
-            master,
+            master: Master::new(master),
             packed,
             owners,
             base,
@@ -424,7 +428,7 @@ impl Copied {
 pub struct Weights {
     infos: Vec<ParamInfo>,
     linears: Vec<Linear>,
-    master: Vec<f32>,
+    master: Master,
     trainable: Vec<bool>,
     packed: Vec<Packed>,
     owners: Vec<Vec<usize>>,
@@ -443,13 +447,31 @@ impl Weights {
 
     /// Works on a GPU from now on, or on the CPU.
     pub(crate) fn set_device_weights(&mut self, device: Option<DeviceWeights>) {
+        self.master();
         self.device = device;
+        self.packed.iter_mut().for_each(|packed| *packed = Packed::default());
     }
 
-    fn forget_on_device(&mut self) {
+    /// Gives a GPU's memory back until the weights are next used there.
+    pub(crate) fn forget_on_device(&mut self) {
+        self.master();
         if let Some(device) = &mut self.device {
             device.forget();
         }
+    }
+
+    /// A GPU has newer values of `range`.
+    pub(crate) fn fall_behind(&mut self, range: Range<usize>) {
+        self.master.falls_behind(range);
+    }
+
+    /// The flat buffer with everything that a GPU has newer, to be changed in `range`.
+    fn changing(&mut self, range: Range<usize>) -> &mut [f32] {
+        self.master();
+        if let Some(device) = &mut self.device {
+            device.changed(range);
+        }
+        self.master.get_mut()
     }
 
     /// Names, shapes and places, in memory order.
@@ -457,30 +479,40 @@ impl Weights {
         &self.infos
     }
 
+    /// Length of the flat buffer.
+    pub fn num_values(&self) -> usize {
+        self.master.len()
+    }
+
+    /// Every matrix.
+    pub(crate) fn linears(&self) -> &[Linear] {
+        &self.linears
+    }
+
     /// The flat buffer.
     pub fn master(&self) -> &[f32] {
-        &self.master
+        self.master.get(|range, values| {
+            self.device.as_ref().expect("only a device moves on").fetch(range, values);
+        })
     }
 
     /// The flat buffer, to be changed; all packed copies are made anew afterwards.
     pub fn master_mut(&mut self) -> &mut [f32] {
-        self.forget_on_device();
         for index in 0..self.packed.len() {
             self.forget_packed(index);
         }
-        &mut self.master
+        self.changing(0..self.master.len())
     }
 
     /// Part of the flat buffer, to be changed; only packed copies of matrices in it are made anew.
     pub fn range_mut(&mut self, range: Range<usize>) -> &mut [f32] {
-        self.forget_on_device();
         for index in 0..self.linears.len() {
             let linear = &self.linears[index];
             if linear.offset < range.end && range.start < linear.offset + linear.n * linear.k {
                 self.forget_packed(index);
             }
         }
-        &mut self.master[range]
+        &mut self.changing(range.clone())[range]
     }
 
     /// Where in the flat buffer the adapters lie; empty if there are none.
@@ -495,7 +527,8 @@ impl Weights {
 
     /// Hands the flat buffer out and ends.
     pub fn into_master(self) -> Vec<f32> {
-        self.master
+        self.master();
+        self.master.into_values()
     }
 
     /// Leaves out inputs of the adapters in all passes from now on, or in none.
@@ -513,17 +546,16 @@ impl Weights {
     /// One parameter.
     pub fn tensor(&self, id: ParamId) -> &[f32] {
         let info = &self.infos[id.0];
-        &self.master[info.offset..info.offset + info.len]
+        &self.master()[info.offset..info.offset + info.len]
     }
 
     /// One parameter, to be changed.
     pub fn tensor_mut(&mut self, id: ParamId) -> &mut [f32] {
-        self.forget_on_device();
         for position in 0..self.owners[id.0].len() {
             self.forget_packed(self.owners[id.0][position]);
         }
-        let info = &self.infos[id.0];
-        &mut self.master[info.offset..info.offset + info.len]
+        let range = self.infos[id.0].offset..self.infos[id.0].offset + self.infos[id.0].len;
+        &mut self.changing(range.clone())[range]
     }
 
     fn forget_packed(&mut self, index: usize) {
@@ -540,13 +572,13 @@ impl Weights {
     /// The matrix's values, row-major `[n, k]`.
     pub fn matrix(&self, id: LinearId) -> &[f32] {
         let linear = &self.linears[id.0];
-        &self.master[linear.offset..linear.offset + linear.n * linear.k]
+        &self.master()[linear.offset..linear.offset + linear.n * linear.k]
     }
 
     /// The stacked bias.
     pub fn bias(&self, id: LinearId) -> Option<&[f32]> {
         let linear = &self.linears[id.0];
-        linear.bias.map(|offset| &self.master[offset..offset + linear.n])
+        linear.bias.map(|offset| &self.master()[offset..offset + linear.n])
     }
 
     /// Operand of `x·Wᵀ`.
@@ -593,21 +625,21 @@ impl Weights {
 
     /// Adds every adapter into its matrix and sets it back to zero: same function, no extra products.
     pub fn merge_adapters(&mut self) {
-        self.forget_on_device();
+        self.changing(0..self.master.len());
         for index in 0..self.linears.len() {
             for adapter in self.adapters[index].clone() {
                 let (k, rank) = (self.linears[index].k, adapter.rank);
                 let a = self.matrix(adapter.a).to_vec();
                 let b = self.matrix(adapter.b).to_vec();
                 let first = self.linears[index].offset + adapter.column * k;
-                let rows = &mut self.master[first..first + adapter.n * k];
+                let rows = &mut self.master.get_mut()[first..first + adapter.n * k];
                 rows.par_chunks_mut(k).zip(b.par_chunks(rank)).for_each(|(row, b)| {
                     for (b, a) in b.iter().zip(a.chunks(k)) {
                         row.iter_mut().zip(a).for_each(|(w, a)| *w += adapter.scale * b * a);
                     }
                 });
                 let zeroed = &self.linears[adapter.b.0];
-                self.master[zeroed.offset..zeroed.offset + zeroed.n * zeroed.k].fill(0.0);
+                self.master.get_mut()[zeroed.offset..zeroed.offset + zeroed.n * zeroed.k].fill(0.0);
             }
         }
         for packed in &mut self.packed {
@@ -626,12 +658,12 @@ impl Weights {
     }
 
     fn fill_from(&mut self, first: usize, seed: u64) {
-        self.forget_on_device();
+        self.changing(first..self.master.len());
         for packed in &mut self.packed {
             *packed = Packed::default();
         }
         for (index, info) in self.infos.iter().enumerate().filter(|(_, info)| info.offset >= first) {
-            let values = &mut self.master[info.offset..info.offset + info.len];
+            let values = &mut self.master.get_mut()[info.offset..info.offset + info.len];
             match info.fill {
                 Fill::Constant(value) => values.fill(value),
                 Fill::Normal(std) => {

@@ -4,6 +4,7 @@
 
 use std::path::Path;
 
+use foveate_kernels::memory;
 use foveate_model::{Policy, SaveType};
 
 use crate::adamw::AdamW;
@@ -102,15 +103,16 @@ pub fn restore(
     let infos: Vec<_> = policy.parameters().to_vec();
     let learns: Vec<bool> = (0..infos.len()).map(|index| policy.is_trainable(index)).collect();
     let first = underneath.map_or(0, |_| policy.weights().adapter_range().start);
+    let [mut m, mut v] = [(); 2].map(|()| memory::zeroed(policy.num_values()));
     for (info, learns) in infos.iter().zip(learns).filter(|(info, _)| info.offset >= first) {
         let range = info.offset..info.offset + info.len;
         let name = |prefix: &str| format!("{prefix}{}", info.name);
         tensor_file::restore(&tensors, &name("master/"), policy.weights_mut().range_mut(range.clone()), &path)?;
         if learns {
-            tensor_file::restore(&tensors, &name("m/"), &mut optim.m[range.clone()], &path)?;
-            tensor_file::restore(&tensors, &name("v/"), &mut optim.v[range], &path)?;
+            tensor_file::restore(&tensors, &name("m/"), &mut m[range.clone()], &path)?;
+            tensor_file::restore(&tensors, &name("v/"), &mut v[range], &path)?;
         }
     }
-    optim.step = found.state.optimizer_step;
+    optim.restore([m, v], found.state.optimizer_step);
     Ok(())
 }

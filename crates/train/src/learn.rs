@@ -59,12 +59,11 @@ pub fn learn(
             return Err(refuse(session, "the loss", &batches[place..=place])?);
         }
     }
-    gradients.collect();
     let stage = session.current();
     // By the place in the stage, not by the steps made: a step without anything to learn must not delay the schedule.
     let updates = u64::from(stage.updates);
     let lr = stage.optim.lr_at(session.stage_step * updates + index, stage.steps * updates);
-    let gradient_norm = session.optim.norm(&session.policy, gradients);
+    let gradient_norm = session.optim.norm(&session.policy, gradients)?;
     if !gradient_norm.is_finite() {
         return Err(refuse(session, "the gradient", batches)?);
     }

@@ -48,6 +48,9 @@ pub mod source;
 // Low-rank adapters as a recipe asks for them.
 pub mod lora;
 
+// What a recipe may do to need less memory.
+pub mod memory;
+
 // The frozen model of a KL term.
 pub mod frozen;
 
@@ -89,6 +92,9 @@ pub mod controls;
 
 // The models of a run.
 pub mod opening;
+
+// Memory on a GPU before a stage's first step.
+pub mod reserve;
 
 // What of a model a run writes down and reads back.
 pub mod kept;

@@ -79,7 +79,8 @@ pub fn open_folder(run: &Run, folder: &Path) -> Result<Policy, TrainError> {
 }
 
 /// The model where the run computes.
-fn on_device(run: &Run, policy: Policy) -> Result<Policy, TrainError> {
+fn on_device(run: &Run, mut policy: Policy) -> Result<Policy, TrainError> {
+    policy.set_recompute(run.memory.recompute);
     let choice = run.device.parse::<DeviceChoice>().unwrap_or_default();
     Ok(policy.on(choice, run.precision)?)
 }

@@ -1,18 +1,16 @@
-//! A device and its memory: buffers that are reused in the order of the stream, typed views of them, launches.
+//! A device and its memory: an arena whose parts are reused in the order of the stream, launches, products.
 //! Errors stick: after the first one nothing more is launched, and whoever asks next is told. So ops need no `Result` of
 //! their own, as with CUDA itself.
 //! Knows sizes; knows no ops. Cost: a search in a small map per buffer.
 
-use std::collections::BTreeMap;
-use std::marker::PhantomData;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use bytemuck::Pod;
-
+use super::buffer::{DeviceBuffer, Value, View};
 use super::engine::{Argument, Engine, Launch, MemoryInfo, Number, Operand, Product};
 use super::error::GpuError;
+use super::slabs::{GRAIN, Slabs};
 use super::sources::Module;
-use crate::element::{Element, bf16};
 
 /// A device; copies are the same one.
 #[derive(Clone)]
@@ -24,13 +22,21 @@ struct Shared {
     engine: Box<dyn Engine>,
     pool: Mutex<Pool>,
     failed: Mutex<Option<GpuError>>,
+    /// Bytes sent to the device and fetched from it.
+    traffic: [AtomicU64; 2],
 }
 
-/// Memory that was given back, by size.
+/// Requests up to this size share slabs of their own: lists and statistics that live long must not lie amid what large
+/// buffers come and go in.
+const SMALL: usize = 1 << 20;
+/// Sizes of new slabs for small and for large requests.
+const SLABS: [usize; 2] = [8 << 20, 64 << 20];
+
+/// The arena: what the device has given, and what of it is used.
 #[derive(Default)]
 struct Pool {
-    kept: BTreeMap<usize, Vec<u64>>,
-    held_bytes: usize,
+    /// For small and for large requests.
+    slabs: [Slabs; 2],
     used_bytes: usize,
     most_bytes: usize,
 }
@@ -38,34 +44,10 @@ struct Pool {
 impl Drop for Shared {
     fn drop(&mut self) {
         let pool = self.pool.get_mut().unwrap_or_else(PoisonError::into_inner);
-        for pointer in std::mem::take(&mut pool.kept).into_values().flatten() {
-            self.engine.free(pointer);
+        for start in pool.slabs.iter_mut().flat_map(Slabs::remove_unused) {
+            self.engine.free(start);
         }
     }
-}
-
-/// Rust types of numbers on a device.
-pub trait Value: Pod {
-    /// Which.
-    const NUMBER: Number;
-}
-
-impl Value for f32 {
-    const NUMBER: Number = Number::F32;
-}
-impl Value for bf16 {
-    const NUMBER: Number = Number::Bf16;
-}
-impl Value for u32 {
-    const NUMBER: Number = Number::U32;
-}
-impl Value for f64 {
-    const NUMBER: Number = Number::F64;
-}
-
-/// The number of an element type.
-pub fn number_of<E: Element>() -> Number {
-    if E::NAME == "bf16" { Number::Bf16 } else { Number::F32 }
 }
 
 fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -74,7 +56,7 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 impl Device {
     pub(super) fn new(engine: Box<dyn Engine>) -> Device {
-        let shared = Shared { engine, pool: Mutex::default(), failed: Mutex::default() };
+        let shared = Shared { engine, pool: Mutex::default(), failed: Mutex::default(), traffic: Default::default() };
         Device { shared: Arc::new(shared) }
     }
 
@@ -107,40 +89,36 @@ impl Device {
 
     /// `len` numbers whose values are unspecified.
     pub fn take(&self, number: Number, len: usize) -> DeviceBuffer {
-        let bytes = self.shared.engine.size_class(len * number.bytes());
+        let bytes = len * number.bytes();
+        let bytes = if self.shared.engine.reuses() {
+            bytes.max(1).next_multiple_of(GRAIN)
+        } else {
+            bytes.max(1).next_multiple_of(16)
+        };
         DeviceBuffer { device: self.clone(), pointer: self.take_bytes(bytes), bytes, len, number }
     }
 
     fn take_bytes(&self, bytes: usize) -> u64 {
         let mut pool = locked(&self.shared.pool);
-        if let Some(list) = pool.kept.get_mut(&bytes) {
-            let pointer = list.pop().expect("empty lists are removed");
-            if list.is_empty() {
-                pool.kept.remove(&bytes);
+        let found = if self.shared.engine.reuses() {
+            let size = usize::from(bytes > SMALL);
+            match pool.slabs[size].take(bytes) {
+                Some(start) => Ok(Some(start)),
+                None => self
+                    .slab(&mut pool, size, bytes)
+                    .map(|grown| if grown { pool.slabs[size].take(bytes) } else { None }),
             }
-            pool.held_bytes -= bytes;
-            pool.grow(bytes);
-            return pointer;
-        }
-        let mut outcome = self.shared.engine.allocate(bytes);
-        if matches!(outcome, Ok(None)) && pool.held_bytes > 0 {
-            // What is kept for reuse has other sizes: give it back and ask again.
-            for pointer in std::mem::take(&mut pool.kept).into_values().flatten() {
-                self.shared.engine.free(pointer);
-            }
-            pool.held_bytes = 0;
-            outcome = self.shared.engine.allocate(bytes);
-        }
-        let held = pool.held_bytes;
-        match outcome {
-            Ok(Some(pointer)) => {
-                pool.grow(bytes);
-                pointer
+        } else {
+            self.shared.engine.allocate(bytes)
+        };
+        match found {
+            Ok(Some(start)) => {
+                pool.used_bytes += bytes;
+                pool.most_bytes = pool.most_bytes.max(pool.used_bytes);
+                start
             }
             Ok(None) => {
-                let MemoryInfo { free, total } =
-                    self.shared.engine.memory().unwrap_or(MemoryInfo { free: 0, total: 0 });
-                self.note(Err(GpuError::OutOfMemory { asked: bytes, free, total, held }));
+                self.note(Err(self.out_of_memory(&pool, bytes)));
                 0
             }
             Err(error) => {
@@ -150,18 +128,92 @@ impl Device {
         }
     }
 
-    fn give(&self, pointer: u64, bytes: usize) {
+    /// One more slab with room for `bytes`; false if the device has none.
+    fn slab(&self, pool: &mut Pool, size: usize, bytes: usize) -> Result<bool, GpuError> {
+        let engine = &self.shared.engine;
+        for wanted in [bytes.max(SLABS[size]).next_multiple_of(2 << 20), bytes] {
+            for round in 0..2 {
+                if let Some(start) = engine.allocate(wanted)? {
+                    pool.slabs[size].add(start, wanted);
+                    return Ok(true);
+                }
+                let unused: Vec<u64> = pool.slabs.iter_mut().flat_map(Slabs::remove_unused).collect();
+                if round == 1 || unused.is_empty() {
+                    break;
+                }
+                // Slabs of other sizes that nobody uses: give them back and ask again.
+                unused.into_iter().for_each(|start| engine.free(start));
+            }
+        }
+        Ok(false)
+    }
+
+    /// Makes the arena at least so large, in one piece if it is new: what is needed later is there then, or the error says
+    /// now that it is not.
+    pub fn reserve(&self, bytes: usize) -> Result<(), GpuError> {
+        if !self.shared.engine.reuses() {
+            let MemoryInfo { free, .. } = self.shared.engine.memory()?;
+            let pool = locked(&self.shared.pool);
+            let enough = bytes <= free + pool.used_bytes;
+            return if enough { Ok(()) } else { Err(self.out_of_memory(&pool, bytes)) };
+        }
+        let mut pool = locked(&self.shared.pool);
+        let missing = bytes.saturating_sub(pool.bytes()).next_multiple_of(2 << 20);
+        if missing == 0 || self.slab(&mut pool, 1, missing)? {
+            return Ok(());
+        }
+        Err(self.out_of_memory(&pool, missing))
+    }
+
+    fn out_of_memory(&self, pool: &Pool, asked: usize) -> GpuError {
+        let none = MemoryInfo { free: 0, total: 0 };
+        let MemoryInfo { free, total } = self.shared.engine.memory().unwrap_or(none);
+        GpuError::OutOfMemory {
+            asked,
+            free,
+            total,
+            used: pool.used_bytes,
+            held: pool.bytes().saturating_sub(pool.used_bytes),
+        }
+    }
+
+    pub(super) fn zero(&self, at: u64, bytes: usize) {
+        if !self.has_failed() {
+            self.note(self.shared.engine.zero(at, bytes));
+        }
+    }
+
+    pub(super) fn copy(&self, from: u64, to: u64, bytes: usize) {
+        if !self.has_failed() {
+            self.note(self.shared.engine.copy(from, to, bytes));
+        }
+    }
+
+    pub(super) fn send(&self, to: u64, bytes: &[u8]) {
+        if !self.has_failed() {
+            self.shared.traffic[0].fetch_add(bytes.len() as u64, Ordering::Relaxed);
+            self.note(self.shared.engine.upload(to, bytes));
+        }
+    }
+
+    pub(super) fn fetch(&self, from: u64, bytes: &mut [u8]) {
+        if !self.has_failed() {
+            self.shared.traffic[1].fetch_add(bytes.len() as u64, Ordering::Relaxed);
+            self.note(self.shared.engine.download(from, bytes));
+        }
+    }
+
+    pub(super) fn give(&self, pointer: u64, bytes: usize) {
         if pointer == 0 {
             return;
         }
         let mut pool = locked(&self.shared.pool);
         pool.used_bytes -= bytes;
-        if !self.shared.engine.reuses() {
+        if self.shared.engine.reuses() {
+            pool.slabs[usize::from(bytes > SMALL)].give(pointer, bytes);
+        } else {
             self.shared.engine.free(pointer);
-            return;
         }
-        pool.held_bytes += bytes;
-        pool.kept.entry(bytes).or_default().push(pointer);
     }
 
     /// `len` zeros.
@@ -181,7 +233,12 @@ impl Device {
     /// Bytes in use, bytes kept for reuse, and the most that were ever in use.
     pub fn memory_used(&self) -> [usize; 3] {
         let pool = locked(&self.shared.pool);
-        [pool.used_bytes, pool.held_bytes, pool.most_bytes]
+        [pool.used_bytes, pool.bytes().saturating_sub(pool.used_bytes), pool.most_bytes]
+    }
+
+    /// Bytes that were sent to the device and fetched from it so far.
+    pub fn traffic(&self) -> [u64; 2] {
+        self.shared.traffic.each_ref().map(|bytes| bytes.load(Ordering::Relaxed))
     }
 
     /// Memory of the device.
@@ -246,161 +303,14 @@ impl Device {
 }
 
 impl Pool {
-    fn grow(&mut self, bytes: usize) {
-        self.used_bytes += bytes;
-        self.most_bytes = self.most_bytes.max(self.used_bytes);
+    /// Bytes of all slabs.
+    fn bytes(&self) -> usize {
+        self.slabs.iter().map(Slabs::bytes).sum()
     }
 }
 
 impl std::fmt::Debug for Device {
     fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(out, "Device({})", self.name())
-    }
-}
-
-/// Numbers on a device; the memory is reused when it is dropped. What was launched before keeps its meaning, since
-/// everything runs in order.
-pub struct DeviceBuffer {
-    device: Device,
-    pointer: u64,
-    bytes: usize,
-    len: usize,
-    number: Number,
-}
-
-impl std::fmt::Debug for DeviceBuffer {
-    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(out, "DeviceBuffer({} {})", self.len, self.number.suffix())
-    }
-}
-
-impl Drop for DeviceBuffer {
-    fn drop(&mut self) {
-        self.device.give(self.pointer, self.bytes);
-    }
-}
-
-impl DeviceBuffer {
-    /// Number of values.
-    pub fn len(&self) -> usize {
-        self.len
-    }
-
-    /// Whether there are none.
-    pub fn is_empty(&self) -> bool {
-        self.len == 0
-    }
-
-    /// Their type.
-    pub fn number(&self) -> Number {
-        self.number
-    }
-
-    /// Where it is.
-    pub fn device(&self) -> &Device {
-        &self.device
-    }
-
-    /// All of it.
-    pub fn all(&self) -> View<'_> {
-        View { device: &self.device, pointer: self.pointer, len: self.len, number: self.number, buffer: PhantomData }
-    }
-
-    /// Part of it.
-    pub fn part(&self, range: std::ops::Range<usize>) -> View<'_> {
-        self.all().part(range)
-    }
-
-    /// The values on the host. Waits for everything before.
-    pub fn download<T: Value>(&self) -> Vec<T> {
-        self.all().download()
-    }
-}
-
-/// Part of a buffer. Ops write through it: memory of a device is no memory of Rust's, and all access is in order.
-#[derive(Clone, Copy)]
-pub struct View<'a> {
-    device: &'a Device,
-    pointer: u64,
-    len: usize,
-    number: Number,
-    buffer: PhantomData<&'a DeviceBuffer>,
-}
-
-impl<'a> View<'a> {
-    /// Number of values.
-    pub fn len(&self) -> usize {
-        self.len
-    }
-
-    /// Whether there are none.
-    pub fn is_empty(&self) -> bool {
-        self.len == 0
-    }
-
-    /// Their type.
-    pub fn number(&self) -> Number {
-        self.number
-    }
-
-    /// Where it is.
-    pub fn device(&self) -> &'a Device {
-        self.device
-    }
-
-    /// Part of it.
-    pub fn part(&self, range: std::ops::Range<usize>) -> View<'a> {
-        assert!(range.start <= range.end && range.end <= self.len, "a view outside its buffer");
-        View { pointer: self.pointer + (range.start * self.number.bytes()) as u64, len: range.len(), ..*self }
-    }
-
-    /// The address, as an argument.
-    pub fn argument(&self) -> Argument {
-        Argument::Pointer(self.pointer)
-    }
-
-    /// The address of element `at`.
-    pub fn argument_at(&self, at: usize) -> Argument {
-        assert!(at <= self.len, "an address outside its buffer");
-        Argument::Pointer(self.pointer + (at * self.number.bytes()) as u64)
-    }
-
-    /// Zeroes it.
-    pub fn zero(&self) {
-        if self.len > 0 && !self.device.has_failed() {
-            self.device.note(self.device.shared.engine.zero(self.pointer, self.len * self.number.bytes()));
-        }
-    }
-
-    /// Overwrites it from the host.
-    pub fn write<T: Value>(&self, values: &[T]) {
-        assert!(values.len() == self.len && T::NUMBER == self.number, "a write of other values than the buffer has");
-        if self.len > 0 && !self.device.has_failed() {
-            self.device.note(self.device.shared.engine.upload(self.pointer, bytemuck::cast_slice(values)));
-        }
-    }
-
-    /// Overwrites it from another view of the same type and length.
-    pub fn copy_from(&self, from: View) {
-        assert!(from.len == self.len && from.number == self.number, "a copy between unequal views");
-        if self.len > 0 && !self.device.has_failed() {
-            let bytes = self.len * self.number.bytes();
-            self.device.note(self.device.shared.engine.copy(from.pointer, self.pointer, bytes));
-        }
-    }
-
-    /// Copies it into a slice. Waits for everything before; leaves the slice as it is after an error.
-    pub fn read<T: Value>(&self, values: &mut [T]) {
-        assert!(values.len() == self.len && T::NUMBER == self.number, "a read of other values than the buffer has");
-        if self.len > 0 && !self.device.has_failed() {
-            self.device.note(self.device.shared.engine.download(self.pointer, bytemuck::cast_slice_mut(values)));
-        }
-    }
-
-    /// The values on the host; zeros after an error.
-    pub fn download<T: Value>(&self) -> Vec<T> {
-        let mut values = vec![T::zeroed(); self.len];
-        self.read(&mut values);
-        values
     }
 }

@@ -99,8 +99,20 @@ struct Cuda {
     stream: CUstream,
     modules: Mutex<Modules>,
     products: Products,
+    staging: Mutex<Staging>,
     cache: Option<PathBuf>,
 }
+
+/// Locked memory of the host through which small things go down: the copy is behind the host's back, and what was handed in
+/// may go away at once. Of memory that is not locked the driver does not promise that.
+struct Staging {
+    ring: *mut c_void,
+    next: usize,
+}
+
+/// Bytes of the ring, and of the largest thing that goes through it.
+const RING: usize = 16 << 20;
+const MOST_STAGED: usize = 1 << 20;
 
 #[derive(Default)]
 struct Modules {
@@ -123,6 +135,8 @@ unsafe impl Send for Cuda {}
 unsafe impl Sync for Cuda {}
 // SAFETY: as above.
 unsafe impl Send for Modules {}
+// SAFETY: the ring is memory of the process, used behind a lock.
+unsafe impl Send for Staging {}
 
 impl Device {
     /// GPU number `index`.
@@ -139,6 +153,11 @@ impl Device {
         }
         Library::Compiler.find()?;
         let driver = version()?;
+        let compiler = compile::version()?.0;
+        if driver / 1000 < compiler {
+            // Older drivers refuse code of a newer compiler.
+            return Err(GpuError::OldDriver { driver: [driver / 1000, driver % 1000 / 10], compiler });
+        }
         let mut context: CUcontext = std::ptr::null_mut();
         let mut stream: CUstream = std::ptr::null_mut();
         // SAFETY: the driver is started and the GPU exists; the context is the process's own and lives as long.
@@ -159,12 +178,44 @@ impl Device {
             stream,
             modules,
             products,
+            staging: Mutex::new(Staging { ring: std::ptr::null_mut(), next: 0 }),
             cache: compile::cache_folder(),
         })))
     }
 }
 
+fn load(image: &[u8]) -> Result<CUmodule, GpuError> {
+    let mut module: CUmodule = std::ptr::null_mut();
+    // SAFETY: the image is machine code or zero-terminated PTX that outlives the call.
+    check("cuModuleLoadData", unsafe { sys::cuModuleLoadData(&mut module, image.as_ptr().cast()) })?;
+    Ok(module)
+}
+
 impl Cuda {
+    /// Puts `bytes` into the ring and gives their place there; none if there is no ring.
+    fn stage(&self, staging: &mut Staging, bytes: &[u8]) -> Result<Option<*const c_void>, GpuError> {
+        if staging.ring.is_null() {
+            // SAFETY: the pointer is to a live pointer. Where there is no such memory, it stays null.
+            if unsafe { sys::cuMemHostAlloc(&mut staging.ring, RING, 0) } != CUresult::CUDA_SUCCESS {
+                staging.ring = std::ptr::null_mut();
+                return Ok(None);
+            }
+        }
+        if staging.next + bytes.len() > RING {
+            // Round again, when everything that is in the ring has gone down.
+            self.synchronize()?;
+            staging.next = 0;
+        }
+        // SAFETY: there is room behind `next`, and nothing that is still under way lies there.
+        let place = unsafe {
+            let place = staging.ring.byte_add(staging.next);
+            std::ptr::copy_nonoverlapping(bytes.as_ptr(), place.cast::<u8>(), bytes.len());
+            place
+        };
+        staging.next += bytes.len().next_multiple_of(64);
+        Ok(Some(place.cast_const()))
+    }
+
     /// Makes the context current on this thread.
     fn enter(&self) -> Result<(), GpuError> {
         // SAFETY: the context lives as long as the process.
@@ -181,11 +232,11 @@ impl Cuda {
                 if let Entry::Vacant(place) = modules.modules.entry(launch.module) {
                     let folder = self.cache.as_deref();
                     let image = compile::image(launch.module, self.card.capability, self.driver, folder)?;
-                    let mut module: CUmodule = std::ptr::null_mut();
-                    // SAFETY: the image is machine code or zero-terminated PTX that outlives the call.
-                    check("cuModuleLoadData", unsafe {
-                        sys::cuModuleLoadData(&mut module, image.bytes.as_ptr().cast())
-                    })?;
+                    let module = match load(&image.bytes) {
+                        // A file of the cache that is not what was written must not stop every later run.
+                        Err(_) if image.cached => load(&compile::compile(launch.module, self.card.capability)?)?,
+                        loaded => loaded?,
+                    };
                     place.insert(Loaded(module));
                 }
                 let name = CString::new(launch.kernel).expect("names hold no zero");
@@ -241,10 +292,12 @@ impl Engine for Cuda {
 
     fn upload(&self, to: u64, bytes: &[u8]) -> Result<(), GpuError> {
         self.enter()?;
-        // SAFETY: `device.rs` promises room. The driver has taken pageable memory over when the call returns.
-        check("cuMemcpyHtoDAsync", unsafe {
-            sys::cuMemcpyHtoDAsync_v2(to, bytes.as_ptr().cast(), bytes.len(), self.stream)
-        })
+        let mut staging = self.staging.lock().unwrap_or_else(PoisonError::into_inner);
+        let staged = if bytes.len() <= MOST_STAGED { self.stage(&mut staging, bytes)? } else { None };
+        let from = staged.unwrap_or(bytes.as_ptr().cast());
+        // SAFETY: `device.rs` promises room; the ring stays, and other memory stays until the stream has been waited for.
+        check("cuMemcpyHtoDAsync", unsafe { sys::cuMemcpyHtoDAsync_v2(to, from, bytes.len(), self.stream) })?;
+        if staged.is_some() { Ok(()) } else { self.synchronize() }
     }
 
     fn download(&self, from: u64, bytes: &mut [u8]) -> Result<(), GpuError> {

@@ -24,6 +24,7 @@ const UNWRITTEN: u8 = 0xff;
 struct Host {
     library: usize,
     order: i32,
+    arena: bool,
     used: Mutex<BTreeMap<u64, Fenced>>,
 }
 
@@ -41,17 +42,26 @@ impl Device {
     /// The host as a device, with kernels from `library`. `order` is that of the threads of a block: 0 rising, 1 falling,
     /// 2 mixed anew in every round. No result may depend on it.
     pub fn emulated(library: &Path, order: i32) -> Result<Device, GpuError> {
-        let problem = |problem: String| GpuError::File { path: library.into(), problem };
-        let name = CString::new(library.to_string_lossy().as_bytes()).map_err(|error| problem(error.to_string()))?;
-        // SAFETY: the library is made by a test from our sources; it has no initialisers of its own.
-        let handle = unsafe { libc::dlopen(name.as_ptr(), libc::RTLD_NOW | libc::RTLD_LOCAL) };
-        if handle.is_null() {
-            // SAFETY: after a failure `dlerror` returns a string that lives until the next call.
-            let said = unsafe { CStr::from_ptr(libc::dlerror()) };
-            return Err(problem(said.to_string_lossy().into_owned()));
-        }
-        Ok(Device::new(Box::new(Host { library: handle as usize, order, used: Mutex::default() })))
+        emulate(library, order, false)
     }
+
+    /// The same with the arena that a GPU has: memory is reused, and nothing stands behind a buffer's end.
+    pub fn emulated_with_arena(library: &Path) -> Result<Device, GpuError> {
+        emulate(library, 0, true)
+    }
+}
+
+fn emulate(library: &Path, order: i32, arena: bool) -> Result<Device, GpuError> {
+    let problem = |problem: String| GpuError::File { path: library.into(), problem };
+    let name = CString::new(library.to_string_lossy().as_bytes()).map_err(|error| problem(error.to_string()))?;
+    // SAFETY: the library is made by a test from our sources; it has no initialisers of its own.
+    let handle = unsafe { libc::dlopen(name.as_ptr(), libc::RTLD_NOW | libc::RTLD_LOCAL) };
+    if handle.is_null() {
+        // SAFETY: after a failure `dlerror` returns a string that lives until the next call.
+        let said = unsafe { CStr::from_ptr(libc::dlerror()) };
+        return Err(problem(said.to_string_lossy().into_owned()));
+    }
+    Ok(Device::new(Box::new(Host { library: handle as usize, order, arena, used: Mutex::default() })))
 }
 
 impl Host {
@@ -95,14 +105,9 @@ impl Engine for Host {
         }
     }
 
-    fn size_class(&self, bytes: usize) -> usize {
-        // No more than asked for: the fence stands right behind it.
-        bytes.max(1).next_multiple_of(16)
-    }
-
     fn reuses(&self) -> bool {
         // Fresh memory every time: what is read after it was given back, or before it was written, is seen.
-        false
+        self.arena
     }
 
     fn free(&self, pointer: u64) {

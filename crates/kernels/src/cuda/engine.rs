@@ -134,12 +134,7 @@ pub(super) trait Engine: Send + Sync {
     fn name(&self) -> String;
     /// `bytes` of memory, aligned to 256 bytes; `None` if there is not so much.
     fn allocate(&self, bytes: usize) -> Result<Option<u64>, GpuError>;
-    /// What a buffer of so many bytes takes: eight sizes to an octave, so that buffers of nearly one size serve each other.
-    fn size_class(&self, bytes: usize) -> usize {
-        let step = (bytes.max(512).next_power_of_two() / 16).max(512);
-        bytes.max(1).next_multiple_of(step)
-    }
-    /// Whether memory that was given back is kept for reuse.
+    /// Whether memory comes from an arena of large pieces; if not, every buffer is allocated and freed by itself.
     fn reuses(&self) -> bool {
         true
     }

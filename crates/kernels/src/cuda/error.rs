@@ -38,6 +38,14 @@ pub enum GpuError {
         /// Compute capability.
         minor: i32,
     },
+    /// The compiler is newer than the driver.
+    #[error("the GPU's driver is for CUDA {}.{}, the compiler that was found is of CUDA {compiler}", driver[0], driver[1])]
+    OldDriver {
+        /// Major and minor version that the driver is for.
+        driver: [i32; 2],
+        /// Major version of the compiler.
+        compiler: i32,
+    },
     /// A kernel source does not compile.
     #[error("{module} does not compile for {architecture}:\n{log}")]
     Compile {
@@ -49,7 +57,10 @@ pub enum GpuError {
         log: String,
     },
     /// Memory ran out.
-    #[error("out of GPU memory: {asked} bytes asked for, {free} of {total} free, {held} held for reuse")]
+    #[error(
+        "out of GPU memory: {} asked for, {} of {} free; this program uses {} and holds {} more for reuse",
+        mib(*asked), mib(*free), mib(*total), mib(*used), mib(*held)
+    )]
     OutOfMemory {
         /// Size of the request.
         asked: usize,
@@ -57,6 +68,8 @@ pub enum GpuError {
         free: usize,
         /// On the GPU.
         total: usize,
+        /// Used by this program.
+        used: usize,
         /// Kept by this program for reuse.
         held: usize,
     },
@@ -84,6 +97,10 @@ pub enum GpuError {
     },
 }
 
+fn mib(bytes: usize) -> String {
+    format!("{:.1} MiB", bytes as f64 / f64::from(1 << 20))
+}
+
 fn reason(problem: &str) -> String {
     if problem.is_empty() { String::new() } else { format!(": {problem}") }
 }
@@ -97,12 +114,16 @@ impl GpuError {
                 "GPUs are counted from 0; `foveate doctor` lists them, and CUDA_VISIBLE_DEVICES hides some"
             }
             GpuError::TooOld { .. } => "set device = \"cpu\", or take a GPU of the Ampere generation or newer",
+            GpuError::OldDriver { .. } => {
+                "install a newer driver, or name a folder with NVRTC and cuBLASLt of the driver's version in \
+                 FOVEATE_CUDA_LIBRARIES"
+            }
             GpuError::Compile { .. } | GpuError::Call { .. } => {
                 "this is a fault of the program or of the driver; set device = \"cpu\" to go on, and report it"
             }
             GpuError::OutOfMemory { .. } => {
-                "fewer tokens a micro-batch, recompute = true, fewer answers at once, or LoRA need less; `foveate plan` \
-                 tells what takes how much"
+                "a smaller tokens_per_batch, memory.recompute = true, [lora], fewer answers at once, or memory.optimiser and \
+                 memory.reference on the host need less; `foveate plan` tells what takes how much"
             }
             GpuError::File { .. } => "FOVEATE_KERNEL_CACHE names another folder for compiled kernels",
             GpuError::Unsupported { .. } => "set device = \"cpu\"",

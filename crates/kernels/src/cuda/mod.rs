@@ -4,6 +4,7 @@
 //! `docs/gpu.md` says what has run on a GPU so far and what has only run on the host, emulated.
 //! Cost: see each file.
 
+mod buffer;
 pub mod compile;
 mod device;
 pub mod driver;
@@ -14,9 +15,11 @@ mod error;
 pub mod libraries;
 pub mod ops;
 mod products;
+mod slabs;
 mod sources;
 
-pub use device::{Device, DeviceBuffer, Value, View, number_of};
+pub use buffer::{DeviceBuffer, Value, View, number_of};
+pub use device::Device;
 pub use engine::{MemoryInfo, Number};
 pub use error::GpuError;
 pub use sources::{Module, TILE_HEADS};

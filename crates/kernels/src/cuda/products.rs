@@ -1,5 +1,5 @@
-//! Matrix products by cuBLASLt: bf16 or f32 operands, sums in f32, the bias added in the epilogue where the library
-//! has an algorithm that does so, else by a kernel of ours.
+//! Matrix products by cuBLASLt: bf16 or f32 operands, sums in f32, the bias added in the epilogue where the result is f32
+//! (the library knows no f32 bias for bf16 results), else by a kernel of ours.
 //! Which algorithm serves a shape is asked once and kept. Algorithms that sum in an order of chance are not asked for.
 //! Cost: about ten microseconds of the host per product, a workspace of 32 MiB.
 
@@ -59,6 +59,17 @@ fn aligned(pointer: u64) -> u32 {
     1 << pointer.trailing_zeros().min(8)
 }
 
+fn shape_of(product: &Product) -> Shape {
+    Shape {
+        sizes: [product.m, product.n, product.k],
+        bf16: [product.number == Number::Bf16, product.out_number == Number::Bf16],
+        transposed: [product.a.transposed, product.b.transposed],
+        add: product.add,
+        bias: product.bias != 0,
+        aligned: [product.a.pointer, product.b.pointer, product.out].map(aligned),
+    }
+}
+
 fn type_of(number: Number) -> Type {
     match number {
         Number::Bf16 => Type::CUDA_R_16BF,
@@ -83,15 +94,21 @@ impl Products {
                     asked: WORKSPACE,
                     free: 0,
                     total: 0,
+                    used: 0,
                     held: 0,
                 })?;
                 *state.workspace.insert(memory)
             }
         };
-        if product.bias != 0 {
+        // The epilogue knows a bias of the result's type, read in vectors of 16 bytes.
+        if product.bias != 0 && product.out_number == Number::F32 && product.bias.is_multiple_of(16) {
             let call = Call::new(product, true)?;
             if let Some(algorithm) = self.algorithm(&mut state, product, &call)? {
-                return self.run(&call, product, &algorithm, workspace, stream);
+                match self.run(&call, product, &algorithm, workspace, stream) {
+                    Ok(()) => return Ok(()),
+                    // An algorithm that was recommended and is refused: what is wrong beside the epilogue is told below.
+                    Err(_) => drop(state.chosen.insert(shape_of(product), None)),
+                }
             }
         }
         let plain = Product { bias: 0, ..*product };
@@ -118,14 +135,7 @@ impl Products {
     }
 
     fn algorithm(&self, state: &mut State, product: &Product, call: &Call) -> Result<Option<Algorithm>, GpuError> {
-        let shape = Shape {
-            sizes: [product.m, product.n, product.k],
-            bf16: [product.number == Number::Bf16, product.out_number == Number::Bf16],
-            transposed: [product.a.transposed, product.b.transposed],
-            add: product.add,
-            bias: product.bias != 0,
-            aligned: [product.a.pointer, product.b.pointer, product.out].map(aligned),
-        };
+        let shape = shape_of(product);
         if let Some(known) = state.chosen.get(&shape) {
             return Ok(*known);
         }

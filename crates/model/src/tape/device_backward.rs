@@ -28,7 +28,7 @@ impl<'w> Tape<'w> {
     /// Where a parameter's gradient is added, unless it is frozen.
     fn device_sum<'g>(&self, gradients: &'g Gradients, id: ParamId) -> Option<View<'g>> {
         let info = &self.weights.infos()[id.0];
-        self.weights.is_trainable(id).then(|| gradients.on_device().part(info.offset..info.offset + info.len))
+        self.weights.is_trainable(id).then(|| gradients.on_device(info.offset..info.offset + info.len))
     }
 
     pub(super) fn device_step_back(&mut self, out: Var, op: Op<'w>, d_out: DeviceBuffer, gradients: &mut Gradients) {
@@ -218,11 +218,10 @@ fn product_backward(
     let (n, k, device) = (linear.n, linear.k, x.device());
     let num_rows = x.len() / k;
     if weights.linear_is_trainable(id) {
-        let sums = gradients.on_device();
-        let d_weight = sums.part(linear.offset..linear.offset + n * k);
+        let d_weight = gradients.on_device(linear.offset..linear.offset + n * k);
         device.multiply([n, k, num_rows], (d_out, true), (x, false), None, true, d_weight);
         if let Some(offset) = linear.bias {
-            ops::norm::column_sums(d_out, None, n, sums.part(offset..offset + n));
+            ops::norm::column_sums(d_out, None, n, gradients.on_device(offset..offset + n));
         }
     }
     needs_x.then(|| {

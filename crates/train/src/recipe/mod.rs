@@ -17,6 +17,7 @@ use crate::data::{Amount, Format, Sources, Take};
 use crate::eval::EvalConfig;
 use crate::fresh::NewModel;
 use crate::lora::LoraConfig;
+use crate::memory::MemoryConfig;
 use crate::optim::OptimSpec;
 use crate::prompt::ImageLimits;
 use crate::report::ReportConfig;
@@ -53,6 +54,8 @@ pub struct RawRecipe {
     pub compat: Option<Compat>,
     /// Learn small adapters beside the frozen weights instead of the weights themselves.
     pub lora: Option<LoraConfig>,
+    /// Needs less memory and more time.
+    pub memory: Option<MemoryConfig>,
     /// Limits on what the model sees of a picture: detail against cost.
     pub images: Option<ImageLimits>,
     /// Questions to learn from and to be tested on.

@@ -18,6 +18,7 @@ use crate::checkpoint::crc32c::crc32c;
 use crate::data::{self, Amount, DataError, Dataset, Sources, Take};
 use crate::eval::EvalConfig;
 use crate::lora::LoraConfig;
+use crate::memory::MemoryConfig;
 use crate::optim::OptimSpec;
 use crate::prompt::ImageLimits;
 use crate::recipe::{ModelRef, Reference};
@@ -54,6 +55,9 @@ pub struct Run {
     /// Adapters that learn in the place of the weights.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub lora: Option<LoraConfig>,
+    /// What waits where.
+    #[serde(skip_serializing_if = "MemoryConfig::is_default")]
+    pub memory: MemoryConfig,
     /// Limits on pictures.
     #[serde(skip_serializing_if = "ImageLimits::is_empty")]
     pub images: ImageLimits,
@@ -215,6 +219,15 @@ impl Stage {
     }
 }
 
+/// A resolved recipe without what may change between a stop and a resume: where it computes, and what waits where.
+pub fn lasting(recipe: &str) -> String {
+    let Ok(mut table) = recipe.parse::<toml::Table>() else { return recipe.to_string() };
+    for key in ["device", "memory"] {
+        table.remove(key);
+    }
+    table.to_string()
+}
+
 impl Run {
     /// The resolved recipe as TOML.
     pub fn to_toml(&self) -> String {
@@ -223,7 +236,7 @@ impl Run {
 
     /// Checksum of everything that a resumed run must share with the run it continues.
     pub fn fingerprint(&self) -> u32 {
-        crc32c(self.to_toml().as_bytes())
+        crc32c(lasting(&self.to_toml()).as_bytes())
     }
 
     /// Steps of all stages.

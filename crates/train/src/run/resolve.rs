@@ -99,6 +99,7 @@ pub fn resolve(file: &Path, raw: RawRecipe) -> Result<Run, TrainError> {
         seed,
         model: raw.model,
         device,
+        memory: raw.memory.unwrap_or_default(),
         precision: raw.precision.unwrap_or_default(),
         lora: raw.lora,
         images,

@@ -5,13 +5,14 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use foveate_kernels::isa;
+use foveate_model::Policy;
 
 use super::Event;
 use crate::checkpoint::durable::{create_folder, read_file, write_file, write_with};
 use crate::checkpoint::{CheckpointError, Checkpoints, Found};
 use crate::error::TrainError;
 use crate::eval::records::{Prediction, Scores};
-use crate::run::Run;
+use crate::run::{Run, lasting};
 
 /// One JSON object a line.
 pub(super) fn write_predictions(folder: &Path, name: &str, predictions: &[Prediction]) -> Result<(), TrainError> {
@@ -47,8 +48,8 @@ pub(super) fn find_checkpoint(
     if !recipe.is_file() {
         return Err(TrainError::NothingToResume(folder.to_path_buf()));
     }
-    let was = String::from_utf8_lossy(&read_file(&recipe)?).into_owned();
-    let is = run.to_toml();
+    let was = lasting(&String::from_utf8_lossy(&read_file(&recipe)?));
+    let is = lasting(&run.to_toml());
     if was != is {
         let difference = first_difference(&was, &is);
         return Err(TrainError::RecipeChanged { folder: folder.to_path_buf(), difference });
@@ -57,13 +58,34 @@ pub(super) fn find_checkpoint(
     for error in damaged {
         watch(Event::Remark(format!("{error}; the checkpoint before it is used")));
     }
-    if let Some(found) = &found {
-        let is = instruction_set();
-        if found.state.instruction_set != is {
-            return Err(TrainError::OtherMachine { was: found.state.instruction_set.clone(), is });
-        }
-    }
     Ok(found)
+}
+
+/// A checkpoint goes on where the same bits are computed, or where the person has moved the run to or from a device.
+pub(super) fn check_machine(was: &str, policy: &Policy, watch: &mut dyn FnMut(Event)) -> Result<(), TrainError> {
+    let is = computed_with(policy);
+    if was == is {
+        return Ok(());
+    }
+    if !was.starts_with(ON_DEVICE) && policy.device().is_none() {
+        return Err(TrainError::OtherMachine { was: was.to_string(), is });
+    }
+    let words = |place: &str| if place.starts_with(ON_DEVICE) { place.to_string() } else { format!("with {place}") };
+    let (was, is) = (words(was), words(&is));
+    let text = format!("computed {was} so far, {is} from here on: the bits are not those of one place alone");
+    watch(Event::Remark(text));
+    Ok(())
+}
+
+/// How the note of a checkpoint made on a device begins.
+const ON_DEVICE: &str = "on ";
+
+/// What decides bits: the device, or the names of the instruction paths.
+pub(super) fn computed_with(policy: &Policy) -> String {
+    match policy.device() {
+        Some(device) => format!("{ON_DEVICE}{}", device.name()),
+        None => format!("{}/{}", isa::vector_isa().name(), isa::matmul_path().name()),
+    }
 }
 
 /// The first setting in which two recipes differ, by its path.
@@ -104,11 +126,6 @@ fn flatten(value: toml::Value, path: String, into: &mut BTreeMap<String, String>
             into.insert(path, leaf.to_string());
         }
     }
-}
-
-/// The names of the instruction paths that decide bits.
-pub(super) fn instruction_set() -> String {
-    format!("{}/{}", isa::vector_isa().name(), isa::matmul_path().name())
 }
 
 /// Scores that were taken up to `step`; later ones are taken again.

@@ -19,14 +19,16 @@ use crate::eval::records::{Evaluation, Scores};
 use crate::eval::score_suite;
 use crate::frozen::Frozen;
 use crate::kept::{base_mark, kept_tensors, restore, restore_kept, trained_tensors, write_mark, write_model};
+use crate::memory::Waits;
 use crate::opening::{base_policy, model_home, open_folder};
 use crate::prompt::Prompter;
 use crate::recipe::Reference;
 use crate::report::records::StepRecord;
 use crate::report::{Logs, page};
+use crate::reserve::reserve;
 use crate::run::{Run, Stage, Start};
 use crate::source::ModelSource;
-use folder::{claim, find_checkpoint, instruction_set, read_scores, write_predictions};
+use folder::{check_machine, claim, computed_with, find_checkpoint, read_scores, write_predictions};
 use foveate_kernels::interrupt;
 use foveate_model::{ModelDescription, Policy, SaveType, Trainable};
 
@@ -142,9 +144,10 @@ impl<'a> Session<'a> {
         let underneath = base_mark(&policy);
         let stage = found.as_ref().map_or(0, |found| found.state.stage);
         policy.set_trainable(run.stage[stage.min(run.stage.len() - 1)].train);
-        let mut optim = AdamW::new(&policy);
+        let mut optim = new_optimiser(run, &policy);
         let state = found.as_ref().map(|found| &found.state);
         if let Some(found) = &found {
+            check_machine(&found.state.instruction_set, &policy, watch)?;
             restore(found, &mut policy, &mut optim, &home, underneath)?;
         }
         let no_logs = BTreeMap::new();
@@ -236,7 +239,7 @@ impl<'a> Session<'a> {
                 }
             }
             self.policy.set_trainable(stage.train);
-            self.optim = AdamW::new(&self.policy);
+            self.optim = new_optimiser(self.run, &self.policy);
             // Budgets are those of the run.
             let calls = std::mem::take(&mut self.controls.calls);
             self.controls = Controls { calls, ..Controls::new(stage) };
@@ -245,6 +248,21 @@ impl<'a> Session<'a> {
             }
         }
         (self.watch)(Event::Stage { index: self.stage, stage });
+        self.reserve()
+    }
+
+    /// Takes the memory that the stage will need on a GPU.
+    fn reserve(&mut self) -> Result<(), TrainError> {
+        if self.policy.device().is_none() {
+            return Ok(());
+        }
+        let stage = self.current();
+        let rows = stage.open(&self.run.base, self.run.seed)?;
+        let has_frozen_model = stage.needs_reference() && self.run.lora.is_none();
+        let memory = &self.run.memory;
+        if let Some(text) = reserve(&self.policy, &self.prompter, stage, &rows, memory, has_frozen_model)? {
+            (self.watch)(Event::Remark(text));
+        }
         Ok(())
     }
 
@@ -260,6 +278,7 @@ impl<'a> Session<'a> {
 
     /// Writes the weights of this moment under the name of the stage.
     fn keep_weights(&self, folder: &str) -> Result<(), TrainError> {
+        self.policy.fetch()?;
         let place = self.folder.join(folder).join(&self.current().name);
         create_folder(&place)?;
         let parameters = kept_tensors(&self.policy, self.policy.master(), "");
@@ -287,7 +306,8 @@ impl<'a> Session<'a> {
             }
         }
         reference.set_trainable(Trainable::NONE);
-        Ok(Some(Frozen::Model(Box::new(reference))))
+        let waits = self.run.memory.reference;
+        Ok(Some(Frozen::Model { model: Box::new(reference), waits }))
     }
 
     /// The same where adapters learn: their values as they were, beside the weights that are there anyway.
@@ -393,7 +413,7 @@ impl<'a> Session<'a> {
             position: self.controls.position,
             controls: serde_json::to_value(&self.controls).expect("plain data always serialises"),
             logs: self.logs.sync()?,
-            instruction_set: instruction_set(),
+            instruction_set: computed_with(&self.policy),
             files: BTreeMap::new(),
         };
         let dtype = match self.run.checkpoint.dtype {
@@ -403,12 +423,14 @@ impl<'a> Session<'a> {
             WeightType::Auto if self.policy.operand_name() == "bf16" => SaveType::Bf16,
             WeightType::Auto => SaveType::F32,
         };
+        self.policy.fetch()?;
+        let [m, v] = self.optim.moments(&self.policy)?;
         let path = self.checkpoints.save(state, |folder| {
             write_model(&self.policy, &self.home, folder, dtype)?;
             write_mark(folder, self.underneath)?;
             let mut tensors = kept_tensors(&self.policy, self.policy.master(), "master/");
-            tensors.extend(trained_tensors(&self.policy, &self.optim.m, "m/"));
-            tensors.extend(trained_tensors(&self.policy, &self.optim.v, "v/"));
+            tensors.extend(trained_tensors(&self.policy, &m, "m/"));
+            tensors.extend(trained_tensors(&self.policy, &v, "v/"));
             let path = folder.join("optimizer.safetensors");
             Ok(write_with(&path, |writer| tensor_file::write(writer, &tensors))?)
         })?;
@@ -449,5 +471,13 @@ impl<'a> Session<'a> {
     /// Writes the page and gives its path.
     pub fn write_page(&mut self) -> Result<PathBuf, TrainError> {
         Ok(page::write(&self.folder)?)
+    }
+}
+
+/// AdamW before its first step, its moments where the run wants them.
+fn new_optimiser(run: &Run, policy: &Policy) -> AdamW {
+    match run.memory.optimiser {
+        Waits::Device => AdamW::new(policy),
+        Waits::Host => AdamW::on_host(policy),
     }
 }

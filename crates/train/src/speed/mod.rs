@@ -116,14 +116,14 @@ fn learning(policy: &mut Policy, work: Work, rounds: usize) -> Result<Timed, Mod
         for batch in &batches {
             policy.accumulate_gradients(batch, gradients, &mut rule)?;
         }
-        gradients.collect();
         if !tower_only {
             let _timer = foveate_model::profile::timer("norm and AdamW");
-            let norm = optim.norm(policy, gradients);
+            let norm = optim.norm(policy, gradients)?;
             let factor = clip_factor(norm, 1.0, 1).unwrap_or(0.0);
             optim.step(policy, gradients, &OptimSpec::default(), 1e-5, factor);
         }
-        Ok(())
+        // The clock waits for a device.
+        policy.check_device()
     };
     step(&mut gradients)?;
     let mut timed = Timed { seconds: Vec::new(), tokens: num_tokens, flops, profile: BTreeMap::new() };

@@ -8,7 +8,7 @@ pub mod table;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use foveate_model::Precision;
+use foveate_model::{DeviceChoice, Precision};
 use serde::{Deserialize, Serialize};
 
 use crate::checkpoint::durable::{FileError, create_folder, read_file, write_file};
@@ -20,7 +20,7 @@ use crate::eval::records::Scores;
 use crate::prompt::Prompter;
 use crate::recipe::parse::{RecipeError, parse};
 use crate::recipe::{self, ModelRef};
-use crate::run::{Run, resolve};
+use crate::run::{Run, lasting, resolve};
 use crate::session::Event;
 use crate::source;
 use crate::train::train;
@@ -344,7 +344,9 @@ fn cell_run(
     let (recipe, mut sets) = cell_recipe(file, spec, cell, seed);
     if let Some(settings) = &cell.sample {
         let base = file.parent().unwrap_or(Path::new(""));
-        let rows = collected(&base.join(settings), cell, seed, out, watch)?;
+        // Answers are drawn where the run will compute. A recipe that cannot be read is told below.
+        let device = recipe::read(&recipe, &sets).ok().and_then(|raw| raw.device?.parse().ok()).unwrap_or_default();
+        let rows = collected(&base.join(settings), cell, seed, device, out, watch)?;
         let source = BTreeMap::from([("path", absolute(&rows)?)]);
         sets.push(format!("data.train={}", inline(&source)));
     }
@@ -361,6 +363,7 @@ fn collected(
     settings: &Path,
     cell: &CellSpec,
     seed: u64,
+    device: DeviceChoice,
     out: &Path,
     watch: &mut dyn FnMut(Progress),
 ) -> Result<PathBuf, StudyError> {
@@ -377,7 +380,7 @@ fn collected(
     let problem = |problem: String| StudyError::Result { path: model.clone(), problem };
     let source =
         source::find(Path::new(""), &model.display().to_string()).map_err(|error| problem(error.to_string()))?;
-    let policy = source.load(Precision::Auto).and_then(|policy| policy.merged());
+    let policy = source.load(Precision::Auto).and_then(|policy| policy.merged()?.on(device, Precision::Auto));
     let mut policy = policy.map_err(|error| failed(error.into()))?;
     let prompter = Prompter::load(&source.folder).map_err(|error| problem(error.to_string()))?;
     let base = settings.parent().unwrap_or(Path::new(""));
@@ -415,7 +418,7 @@ fn is_done(run: &Run, folder: &Path) -> Result<bool, StudyError> {
     if !recipe.is_file() {
         return Ok(false);
     }
-    if read_file(&recipe)? != run.to_toml().as_bytes() {
+    if lasting(&String::from_utf8_lossy(&read_file(&recipe)?)) != lasting(&run.to_toml()) {
         return Err(StudyError::Changed(folder.to_path_buf()));
     }
     let scores = folder.join("eval.json");

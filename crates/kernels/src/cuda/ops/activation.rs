@@ -3,7 +3,7 @@
 
 use super::{flat, same_number, typed, u32_of, u64_of};
 use crate::cpu::activation::Activation;
-use crate::cuda::device::View;
+use crate::cuda::buffer::View;
 use crate::cuda::engine::Argument;
 use crate::cuda::sources::Module;
 

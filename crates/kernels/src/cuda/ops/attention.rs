@@ -5,7 +5,8 @@
 
 use super::{same_number, typed, u32_of, u64_of};
 use crate::cpu::attention::Heads;
-use crate::cuda::device::{Device, DeviceBuffer, View};
+use crate::cuda::buffer::{DeviceBuffer, View};
+use crate::cuda::device::Device;
 use crate::cuda::engine::{Argument, Number};
 use crate::cuda::sources::{Module, TILE_HEADS};
 use crate::segment::{Queries, Segment, ancestors};

@@ -2,7 +2,7 @@
 //! Cost: one pass over memory each.
 
 use super::{flat, is_f32, same_number, typed, u32_of, u64_of};
-use crate::cuda::device::View;
+use crate::cuda::buffer::View;
 use crate::cuda::engine::{Argument, Number};
 use crate::cuda::sources::Module;
 use crate::rng::Stream;

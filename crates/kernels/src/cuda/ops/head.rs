@@ -7,7 +7,8 @@
 
 use super::elementwise::convert;
 use super::{is_f32, typed, u32_of};
-use crate::cuda::device::{Device, DeviceBuffer, View};
+use crate::cuda::buffer::{DeviceBuffer, View};
+use crate::cuda::device::Device;
 use crate::cuda::engine::Number;
 use crate::cuda::sources::Module;
 use crate::rng::Stream;

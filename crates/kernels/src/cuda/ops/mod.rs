@@ -11,7 +11,8 @@ pub mod norm;
 pub mod optimiser;
 pub mod rows;
 
-use super::device::{Device, View};
+use super::buffer::View;
+use super::device::Device;
 use super::engine::{Argument, Number};
 use super::sources::Module;
 

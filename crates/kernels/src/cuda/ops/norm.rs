@@ -6,7 +6,7 @@
 
 use super::{NULL, flat, is_f32, same_number, typed, u32_of, u64_of};
 use crate::cpu::head_norm::NormedHeads;
-use crate::cuda::device::{DeviceBuffer, View};
+use crate::cuda::buffer::{DeviceBuffer, View};
 use crate::cuda::engine::{Argument, Number};
 use crate::cuda::sources::Module;
 

@@ -1,15 +1,16 @@
-//! AdamW and the sum of squares of gradients. Called by tests alone so far: the optimiser of a run is on the host (docs/gpu.md).
-//! Cost: one pass over weights, gradients and moments; the sums bring 8 bytes per 16 Ki values to the host.
+//! AdamW and the sum of squares of gradients.
+//! Cost: one pass over weights, gradients and moments; the sums bring at most 32 KiB to the host.
 
-use super::{NULL, flat, is_f32, u64_of};
+use super::{NULL, flat, is_f32, u32_of, u64_of};
 use crate::cpu::adamw::Numbers;
-use crate::cuda::device::View;
+use crate::cuda::buffer::View;
 use crate::cuda::engine::{Argument, Number};
 use crate::cuda::sources::Module;
 
 const MODULE: Module = Module::Optimiser;
-/// Values that a block sums.
+/// Values that a block sums at least, and the most blocks that there are.
 const CHUNK: usize = 16 * 1024;
+const MOST_BLOCKS: usize = 4096;
 
 /// One step for `p` with gradients `g` and moments `m`, `v`: the bits of the CPU's. `mirror` receives the new weights
 /// rounded to bf16.
@@ -35,9 +36,11 @@ pub fn sum_of_squares(x: View) -> f64 {
     if x.is_empty() {
         return 0.0;
     }
-    let blocks = x.len().div_ceil(CHUNK);
+    // By the number of values alone: the order of the sum is the same on every device.
+    let chunk = CHUNK.max(x.len().div_ceil(MOST_BLOCKS).next_multiple_of(256));
+    let blocks = x.len().div_ceil(chunk);
     let sums = x.device().take(Number::F64, blocks);
-    let arguments = [x.argument(), u64_of(x.len()), Argument::U32(CHUNK as u32), sums.all().argument()];
+    let arguments = [x.argument(), u64_of(x.len()), u32_of(chunk), sums.all().argument()];
     x.device().launch(MODULE, "sum_of_squares", [blocks, 1], 256, 0, &arguments);
     sums.download::<f64>().iter().sum()
 }

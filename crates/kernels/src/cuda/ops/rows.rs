@@ -4,7 +4,7 @@
 
 use super::{NULL, flat, is_f32, same_number, typed, u32_of, u64_of};
 use crate::cpu::interpolate::{self, Interpolation};
-use crate::cuda::device::View;
+use crate::cuda::buffer::View;
 use crate::cuda::engine::Argument;
 use crate::cuda::sources::Module;
 
