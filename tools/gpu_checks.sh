@@ -44,6 +44,7 @@ cat "$logs/doctor.txt"
 LIMIT=500 check "kernels compile" "$pack/test_nvrtc" --nocapture
 check "ops, f32 and bf16" "$pack/test_cuda" --nocapture --test-threads=1
 check "families, f32, bf16, adapters, sampling, memory over 1000 passes" "$pack/test_device" --nocapture --test-threads=1
+check "recorded steps of decoding, equal to launched ones" "$pack/test_steps" --nocapture --test-threads=1
 check "whole runs: optimiser, resume, CPU to GPU and back" "$pack/test_runs_on_device" --nocapture --test-threads=1
 if sanitizer=$(command -v compute-sanitizer || ls /usr/local/cuda/bin/compute-sanitizer 2>/dev/null); then
   LIMIT=500 check "compute-sanitizer, ops" "$sanitizer" --error-exitcode 9 "$pack/test_cuda" --test-threads=1
@@ -75,6 +76,7 @@ print("RESULT worst difference of blocks of", block, "steps:", round(worst, 3),
 assert worst < 0.15
 PY
 
+# Drawing is timed with recorded steps and with steps launched afresh: two medians in one line.
 for case in "train --model smollm2-135m --rows 16 --tokens 256" "train --model smolvlm-256m --rows 16 --tokens 256" \
             "group --model smolvlm-256m --images 1" "group --model smolvlm-256m --images 1 --separate" \
             "sample --model smollm2-135m --sequences 64" "sample --model smollm2-135m --sequences 1" \

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Packs what tools/gpu_checks.sh needs into the folder gpu-pack: the program and four test binaries, stripped. Run it on a
+# Packs what tools/gpu_checks.sh needs into the folder gpu-pack: the program and five test binaries, stripped. Run it on a
 # machine with Rust; the GPU machine then needs neither Rust nor network, and a C library no older than this machine's.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -13,6 +13,7 @@ pack() { cp "$(cargo test --no-run --message-format=json -p "$1" --test "$2" | p
 pack foveate-kernels nvrtc
 pack foveate-kernels cuda
 pack foveate-model device
+pack foveate-model steps
 pack foveate-train runs_on_device
 strip "$out"/*
 du -sh "$out"

@@ -148,7 +148,10 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         }
     }
     let threads = common.threads.unwrap_or_else(team::num_threads);
-    let timed = team::with_threads(threads, || speed::time(&mut policy, work, common.rounds.max(1)))?;
+    let rounds = common.rounds.max(1);
+    let timed = team::with_threads(threads, || speed::time(&mut policy, work, rounds))?;
+    let afresh = team::with_threads(threads, || speed::time_afresh(&mut policy, work, rounds))?;
+    let afresh = afresh.map(|timed| timed.median());
     if common.json {
         println!(
             "{}",
@@ -156,11 +159,14 @@ pub fn run(args: Args) -> anyhow::Result<()> {
                 "model": model, "precision": policy.operand_name(), "threads": threads,
                 "device": policy.device().map_or("cpu".to_string(), |device| device.name()),
                 "matmul": isa::matmul_path().name(), "seconds": timed.seconds, "tokens": timed.tokens,
-                "median_seconds": timed.median(), "peak_memory_gib": peak_memory_gib(),
+                "median_seconds": timed.median(), "median_seconds_without_graphs": afresh, "peak_memory_gib": peak_memory_gib(),
             })
         );
     } else {
         print_timed(&model, &policy, threads, &timed);
+        if let Some(seconds) = afresh {
+            println!("every step launched afresh: median {:.1} ms", seconds * 1e3);
+        }
     }
     Ok(())
 }

@@ -17,7 +17,7 @@ use foveate_kernels::cpu::rope::RopeTable;
 use foveate_kernels::cuda::ops;
 use foveate_kernels::cuda::ops::attention::{BackwardPlan, Plan, Strided};
 use foveate_kernels::cuda::ops::head::{Columns, Draw};
-use foveate_kernels::cuda::{Device, Number, Value, number_of};
+use foveate_kernels::cuda::{Device, GpuError, Number, Value, number_of};
 use foveate_kernels::element::{Element, bf16};
 use foveate_kernels::rng::{Purpose, Stream};
 use foveate_kernels::segment::{Queries, Segment};
@@ -697,9 +697,63 @@ fn memory_is_counted_and_its_end_is_an_error() {
         let total = device.memory().expect("a device knows its memory").total;
         drop(device.take(Number::F32, total));
         let error = device.check().expect_err("nobody has four times its memory");
-        assert!(matches!(error, foveate_kernels::cuda::GpuError::OutOfMemory { .. }), "{error}");
+        assert!(matches!(error, GpuError::OutOfMemory { .. }), "{error}");
         assert!(error.to_string().contains(" asked for, ") && error.hint().contains("recompute"));
         device.check().expect("the error has been told once");
         assert_eq!(device.upload(&[1f32, 2.0]).download::<f32>(), [1.0, 2.0], "and the device goes on");
+    }
+}
+
+#[test]
+fn what_is_recorded_runs_when_it_is_repeated_and_keeps_its_memory() {
+    let arena = emulator::library().map(|library| Device::emulated_with_arena(&library).expect("it was just made"));
+    for device in devices().into_iter().flatten().chain(arena) {
+        let (resting, before) = (device.memory_used()[0], device.counts());
+        let (x, out) = (device.upload(&[1f32, 2.0, 3.0]), device.zeroed(Number::F32, 3));
+        let weight = device.upload(&[2f32, 0.0, 0.0, 0.0, 3.0, 0.0, 0.0, 0.0, 4.0]);
+        let work = || {
+            // A kernel, a copy, zeroes and a product, through a buffer that is gone when the recording is made.
+            let inner = device.take(Number::F32, 3);
+            inner.all().copy_from(x.all());
+            ops::elementwise::add(inner.all(), x.all());
+            out.all().zero();
+            device.multiply([1, 3, 3], (inner.all(), false), (weight.all(), false), None, true, out.all());
+        };
+        work();
+        assert_eq!(out.download::<f32>(), [4.0, 12.0, 24.0]);
+        out.all().zero();
+        let scratch = device.scratch();
+        let (recording, ()) = device.record(&scratch, work).unwrap_or_else(|error| panic!("{error}"));
+        assert_eq!(out.download::<f32>(), [0.0; 3], "recording does nothing by itself on {}", device.name());
+        // Whatever is taken now lies elsewhere than the recording's own buffers.
+        let others: Vec<_> = (0..40).map(|_| device.upload(&[7f32; 3])).collect();
+        for factor in [1.0, 5.0] {
+            x.all().write(&[factor, 2.0, 3.0]);
+            device.replay(&recording);
+            assert_eq!(out.download::<f32>(), [4.0 * factor, 12.0, 24.0], "on {}", device.name());
+        }
+        assert!(others.iter().all(|other| other.download::<f32>() == [7.0; 3]), "on {}", device.name());
+        let counts = device.counts();
+        assert_eq!((counts.recordings - before.recordings, counts.replays - before.replays), (1, 2));
+
+        // What no recording can hold is its error, and the device goes on.
+        for forbidden in [0, 1, 2] {
+            let refused = device.record(&scratch, || match forbidden {
+                0 => drop(device.upload(&[1f32])),
+                1 => drop(out.download::<f32>()),
+                _ => device.check().expect("the recording is told, not this"),
+            });
+            let error = refused.err().expect("refused");
+            assert!(matches!(error, GpuError::Unsupported { .. }), "{error}");
+            device.check().expect("the device has no error of its own");
+        }
+        let panicked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            device.record(&scratch, || assert!(out.is_empty(), "while recording")).is_ok()
+        }));
+        assert!(panicked.is_err());
+        device.replay(&recording);
+        assert_eq!(out.download::<f32>(), [20.0, 12.0, 24.0], "on {}", device.name());
+        drop((recording, scratch, others, x, out, weight));
+        assert_eq!(device.memory_used()[0], resting, "on {}", device.name());
     }
 }

@@ -16,8 +16,8 @@ use crate::cache::KeyValueStore;
 use crate::decode::store_rows;
 use crate::error::ModelError;
 use crate::policy::{Packed, Policy};
-use crate::positions::Positions;
 use crate::sampling::{Picked, SamplingSpec};
+use crate::steps::{Asked, Steps};
 use crate::tape::Attend;
 
 /// One prompt that wants answers.
@@ -67,6 +67,7 @@ pub struct Batcher {
     free: Vec<Range<u32>>,
     running: Vec<Running>,
     next: u64,
+    steps: Steps,
 }
 
 impl Batcher {
@@ -79,7 +80,7 @@ impl Batcher {
         let store = Rc::new(KeyValueStore::new(&mut arena, device, operand, num_layers, num_rows, key_width));
         policy.put_arena(arena);
         let all = 0..num_rows as u32;
-        Batcher { store, free: vec![all], running: Vec::new(), next: 0 }
+        Batcher { store, free: vec![all], running: Vec::new(), next: 0, steps: Steps::default() }
     }
 
     /// Whether nobody is in it.
@@ -171,11 +172,13 @@ impl Batcher {
             .iter()
             .flat_map(|running| running.answers.iter().filter(|answer| !answer.done).map(|_| &running.sampling))
             .collect();
-        let input = Packed { ids: &ids, places: &positions, tiles: &[], placements: &[] };
-        let positions = Positions::text(positions.clone());
-        let rows: Vec<u32> = (0..ids.len() as u32).collect();
+        // Rounded up, so that what a step keeps for all positions need not be made anew for every longer request.
+        let longest = self.running.iter().map(|running| running.first_position + running.sampling.max_new_tokens).max();
+        let positions_end = longest.unwrap_or(0).next_power_of_two().max(256) as usize;
+        let (ids, positions, streams) = (&ids[..], &positions[..], &streams[..]);
+        let asked = Asked { ids, positions, attend: &attend, specs: &specs, streams, positions_end };
         let mut arena = policy.take_arena();
-        let picked = policy.pick_from(&input, &positions, &attend, &rows, &specs, &mut arena, &rows, &streams);
+        let picked = policy.pick_next(&mut self.steps, &asked, &mut arena);
         policy.put_arena(arena);
         let mut picked = picked?.into_iter();
         for running in &mut self.running {

@@ -16,11 +16,12 @@ use crate::tape::same_type;
 /// The store. Rows are handed out by whoever decodes; a row is written once per layer, then only read.
 pub struct KeyValueStore {
     layers: Vec<RefCell<(Buffer, Buffer)>>,
+    num_rows: usize,
 }
 
 impl KeyValueStore {
     /// Room for `num_rows` tokens, or one more, in `num_layers` layers of `key_width` values. On a GPU the heads of a
-    /// row lie side by side.
+    /// row lie side by side, and there is a row to spare.
     pub fn new(
         arena: &mut Arena,
         device: Option<&Device>,
@@ -29,13 +30,17 @@ impl KeyValueStore {
         num_rows: usize,
         key_width: usize,
     ) -> Self {
-        let num_rows = num_rows.next_multiple_of(2);
         let mut take = || match device {
-            Some(device) => Buffer::Device(device.take(number(kind), num_rows * key_width)),
-            None => arena.take(kind, num_rows * key_width),
+            Some(device) => Buffer::Device(device.take(number(kind), (num_rows + 1) * key_width)),
+            None => arena.take(kind, num_rows.next_multiple_of(2) * key_width),
         };
         let layers = (0..num_layers).map(|_| RefCell::new((take(), take()))).collect();
-        Self { layers }
+        Self { layers, num_rows }
+    }
+
+    /// The row of a GPU's store that belongs to nobody: rows that only fill up a step write there.
+    pub(crate) fn spare_row(&self) -> u32 {
+        self.num_rows as u32
     }
 
     /// Keys and values of a layer.

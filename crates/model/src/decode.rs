@@ -19,6 +19,7 @@ use crate::policy::{Packed, Policy};
 use crate::positions::Positions;
 use crate::profile::timer;
 use crate::sampling::{Picked, SamplingSpec, pick_with};
+use crate::steps::{Asked, Steps};
 use crate::tape::{Attend, Tape, typed};
 
 /// One prompt to be answered several times.
@@ -197,13 +198,14 @@ impl Policy {
             }
             first = last;
         }
+        let mut steps = Steps::default();
         loop {
             let active: Vec<usize> = (0..answers.len()).filter(|i| !answers[*i].done).collect();
             progress(active.len());
             if active.is_empty() {
                 return Ok(());
             }
-            let picked = self.next_tokens(&active, spec, arena, store, segments, answers)?;
+            let picked = self.next_tokens(&active, spec, arena, store, segments, answers, &mut steps)?;
             for (index, picked) in active.into_iter().zip(picked) {
                 answers[index].take(picked, spec)?;
             }
@@ -268,6 +270,7 @@ impl Policy {
         store: &Rc<KeyValueStore>,
         segments: &mut [Segment],
         answers: &[Answer],
+        steps: &mut Steps,
     ) -> Result<Vec<Picked>, ModelError> {
         let mut ids = Vec::with_capacity(active.len());
         let mut positions = Vec::with_capacity(active.len());
@@ -296,18 +299,16 @@ impl Policy {
             queries: queries.into(),
             rows: store_rows.into(),
         };
-        let input = Packed { ids: &ids, places: &positions, tiles: &[], placements: &[] };
-        let rows: Vec<u32> = (0..active.len() as u32).collect();
-        self.pick_from(
-            &input,
-            &Positions::text(positions.clone()),
-            &attend,
-            &rows,
-            &vec![spec; rows.len()],
-            arena,
-            &rows,
-            &streams,
-        )
+        let longest = answers.iter().map(|answer| answer.first_position + spec.max_new_tokens).max();
+        let asked = Asked {
+            ids: &ids,
+            positions: &positions,
+            attend: &attend,
+            specs: &vec![spec; active.len()],
+            streams: &streams,
+            positions_end: longest.unwrap_or(0) as usize,
+        };
+        self.pick_next(steps, &asked, arena)
     }
 
     /// One pass without a record; logits of `last_rows`; one pick for each `(rows[i], specs[i], streams[i])`.

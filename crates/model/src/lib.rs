@@ -43,6 +43,7 @@ pub mod profile;
 pub mod safetensors_io;
 /// Picking a token.
 pub mod sampling;
+mod steps;
 /// Ops forward and backward.
 pub mod tape;
 /// Parameters.

@@ -19,6 +19,20 @@ use crate::weights::Gradients;
 /// Rows of logits that exist at once while sampling.
 pub(crate) const LOGIT_ROWS: usize = 256;
 
+/// Whether a device can choose for all of them: whole distributions, one temperature each, the same bans.
+pub(crate) fn are_picked_there(specs: &[&SamplingSpec]) -> bool {
+    specs.iter().all(|spec| {
+        let whole = spec.top_k == 0 && spec.top_p >= 1.0 && spec.min_p <= 0.0;
+        let one_temperature = spec.inv_logprob_temperature() == spec.inv_temperature();
+        whole && one_temperature && spec.banned == specs[0].banned
+    })
+}
+
+/// How a device makes the pick of one answer from row `row` of the logits.
+pub(crate) fn draw_of(spec: &SamplingSpec, row: u32, (stream, position): (Stream, u32)) -> Draw {
+    Draw { row, greedy: spec.temperature <= 0.0, inv_temperature: spec.inv_temperature(), stream, position }
+}
+
 impl Policy {
     /// Works on a device from now on. `Precision::Auto` is bf16 there.
     pub fn use_device(&mut self, device: Device, precision: Precision) {
@@ -88,12 +102,7 @@ impl Policy {
         let (vocabulary, width) = (config.vocabulary, config.width);
         let weight = self.weights().matrix_on_device(self.decoder().head);
         let Some(first_spec) = specs.first() else { return Ok(Vec::new()) };
-        let simple = |spec: &&SamplingSpec| {
-            let whole = spec.top_k == 0 && spec.top_p >= 1.0 && spec.min_p <= 0.0;
-            let one_temperature = spec.inv_logprob_temperature() == spec.inv_temperature();
-            whole && one_temperature && spec.banned == first_spec.banned
-        };
-        let here = specs.iter().all(simple);
+        let here = are_picked_there(specs);
         let banned: &[u32] = if here { &first_spec.banned } else { &[] };
         let mut picked = vec![None; rows.len()];
         let logits = x.device().take(Number::F32, num_rows.min(LOGIT_ROWS) * vocabulary);
@@ -104,13 +113,7 @@ impl Policy {
             let asked: Vec<usize> =
                 (0..rows.len()).filter(|index| (first..last).contains(&(rows[*index] as usize))).collect();
             if here {
-                let draw = |index: &usize| Draw {
-                    row: rows[*index] - first as u32,
-                    greedy: specs[*index].temperature <= 0.0,
-                    inv_temperature: specs[*index].inv_temperature(),
-                    stream: streams[*index].0,
-                    position: streams[*index].1,
-                };
+                let draw = |index: &usize| draw_of(specs[*index], rows[*index] - first as u32, streams[*index]);
                 let draws: Vec<Draw> = asked.iter().map(draw).collect();
                 for (index, (id, logprob, entropy)) in asked.into_iter().zip(head::pick(block, vocabulary, &draws)) {
                     picked[index] = Some(Picked { id, logprob, entropy, drawn_logprob: logprob });

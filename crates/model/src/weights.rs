@@ -536,6 +536,11 @@ impl Weights {
         self.dropout = dropout.filter(|dropout| dropout.rate > 0.0);
     }
 
+    /// Whether passes leave out inputs of the adapters.
+    pub(crate) fn has_dropout(&self) -> bool {
+        self.dropout.is_some()
+    }
+
     /// The draws that decide which inputs of adapter matrix `a` are left out, and the share, if any are.
     pub fn dropout_of(&self, a: LinearId) -> Option<(f32, Stream)> {
         let dropout = self.dropout?;

@@ -10,13 +10,14 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use foveate_kernels::cuda::Device;
+use foveate_kernels::cuda::{Device, Repeats};
 use foveate_model::{Derivatives, DeviceChoice, HeadOutput, Policy, Precision, TokenBatch, device};
 use foveate_train::adamw::AdamW;
 use foveate_train::optim::OptimSpec;
 use foveate_train::recipe;
 use foveate_train::run::resolve;
 use foveate_train::session::Event;
+use foveate_train::speed::{self, Work, shapes};
 use foveate_train::train::train;
 
 /// Numbers under which the devices are known here: the emulator in the place of a GPU, and a GPU.
@@ -251,6 +252,31 @@ fn steps_on_a_device_have_the_bits_of_the_host() {
         };
         policy.accumulate_gradients(&text(&[3, 9, 4]), &mut gradients, &mut rule).expect("runs");
         assert!(!optims[0].norm(policy, &mut gradients).expect("runs").is_finite());
+    }
+}
+
+#[test]
+fn drawing_is_timed_with_recorded_steps_and_without() {
+    for index in devices() {
+        let config = shapes::find("minnow-like").expect("a shape").config;
+        let policy = Policy::fresh(&config, 1, Precision::F32).expect("a small model");
+        let mut policy = policy.on(DeviceChoice::Cuda(index), Precision::F32).expect("it is there");
+        let device = policy.device().expect("it is on one").clone();
+        device.set_repeats(Repeats::Recorded);
+        let work = Work::Sample { sequences: 2, prompt: 3, tokens: 5 };
+        let before = device.counts();
+        let recorded = speed::time(&mut policy, work, 1).expect("runs");
+        let between = device.counts();
+        let afresh = speed::time_afresh(&mut policy, work, 1).expect("runs").expect("there is something to compare");
+        // Of five tokens the first is the prompt's; of the four steps one runs as it is and one is recorded, then repeated.
+        let per_round = |a: u64, b: u64| (b - a) / 2;
+        assert_eq!(per_round(before.recordings, between.recordings), 1);
+        assert_eq!(per_round(before.replays, between.replays), 3);
+        assert_eq!(device.counts().replays, between.replays);
+        assert!(device.counts().launches - between.launches > between.launches - before.launches);
+        assert_eq!((recorded.tokens, afresh.tokens, device.repeats()), (10, 10, Repeats::Recorded));
+        let learning = Work::Train { rows: 1, tokens: 4, rows_together: 1 };
+        assert!(speed::time_afresh(&mut policy, learning, 1).expect("nothing to do").is_none());
     }
 }
 

@@ -2,11 +2,13 @@
 //! Knows lengths and types; knows no ops. Cost: none beside the copies that are asked for.
 
 use std::marker::PhantomData;
+use std::sync::Arc;
 
 use bytemuck::Pod;
 
 use super::device::Device;
 use super::engine::{Argument, Number};
+use super::recording::Memory;
 use crate::element::{Element, bf16};
 
 /// Rust types of numbers on a device.
@@ -41,6 +43,8 @@ pub struct DeviceBuffer {
     pub(super) bytes: usize,
     pub(super) len: usize,
     pub(super) number: Number,
+    /// Where it comes from, if it was taken for a recording.
+    pub(super) scratch: Option<Arc<Memory>>,
 }
 
 impl std::fmt::Debug for DeviceBuffer {
@@ -51,7 +55,10 @@ impl std::fmt::Debug for DeviceBuffer {
 
 impl Drop for DeviceBuffer {
     fn drop(&mut self) {
-        self.device.give(self.pointer, self.bytes);
+        match &self.scratch {
+            Some(memory) => memory.give(self.pointer, self.bytes),
+            None => self.device.give(self.pointer, self.bytes),
+        }
     }
 }
 
@@ -127,6 +134,11 @@ impl<'a> View<'a> {
     pub fn part(&self, range: std::ops::Range<usize>) -> View<'a> {
         assert!(range.start <= range.end && range.end <= self.len, "a view outside its buffer");
         View { pointer: self.pointer + (range.start * self.number.bytes()) as u64, len: range.len(), ..*self }
+    }
+
+    /// The address, to tell whether memory is still the same.
+    pub fn address(&self) -> u64 {
+        self.pointer
     }
 
     /// The address, as an argument.

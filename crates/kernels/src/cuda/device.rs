@@ -3,12 +3,13 @@
 //! their own, as with CUDA itself.
 //! Knows sizes; knows no ops. Cost: a search in a small map per buffer.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::buffer::{DeviceBuffer, Value, View};
 use super::engine::{Argument, Engine, Launch, MemoryInfo, Number, Operand, Product};
 use super::error::GpuError;
+use super::recording::{Counts, Memory, Recording, Repeats};
 use super::slabs::{GRAIN, Slabs};
 use super::sources::Module;
 
@@ -24,6 +25,11 @@ struct Shared {
     failed: Mutex<Option<GpuError>>,
     /// Bytes sent to the device and fetched from it.
     traffic: [AtomicU64; 2],
+    /// Launches, recordings, repetitions.
+    counts: [AtomicU64; 3],
+    repeats: AtomicU8,
+    /// While recording: where buffers come from.
+    recording: Mutex<Option<Arc<Memory>>>,
 }
 
 /// Requests up to this size share slabs of their own: lists and statistics that live long must not lie amid what large
@@ -56,7 +62,15 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 impl Device {
     pub(super) fn new(engine: Box<dyn Engine>) -> Device {
-        let shared = Shared { engine, pool: Mutex::default(), failed: Mutex::default(), traffic: Default::default() };
+        let shared = Shared {
+            engine,
+            pool: Mutex::default(),
+            failed: Mutex::default(),
+            traffic: Default::default(),
+            counts: Default::default(),
+            repeats: AtomicU8::new(Repeats::asked() as u8),
+            recording: Mutex::default(),
+        };
         Device { shared: Arc::new(shared) }
     }
 
@@ -67,6 +81,9 @@ impl Device {
 
     /// The first error since the last question, if there was one. Waits for everything that was launched.
     pub fn check(&self) -> Result<(), GpuError> {
+        if !self.may("waiting for the device") {
+            return Ok(());
+        }
         let outcome = self.shared.engine.synchronize();
         self.note(outcome);
         locked(&self.shared.failed).take().map_or(Ok(()), Err)
@@ -95,10 +112,20 @@ impl Device {
         } else {
             bytes.max(1).next_multiple_of(16)
         };
-        DeviceBuffer { device: self.clone(), pointer: self.take_bytes(bytes), bytes, len, number }
+        let scratch = locked(&self.shared.recording).clone();
+        let pointer = match &scratch {
+            Some(memory) => memory.take(bytes),
+            None => self.take_bytes(bytes),
+        };
+        DeviceBuffer { device: self.clone(), pointer, bytes, len, number, scratch }
     }
 
-    fn take_bytes(&self, bytes: usize) -> u64 {
+    /// Whether the memory of buffers that were given back is used again.
+    pub(super) fn reuses(&self) -> bool {
+        self.shared.engine.reuses()
+    }
+
+    pub(super) fn take_bytes(&self, bytes: usize) -> u64 {
         let mut pool = locked(&self.shared.pool);
         let found = if self.shared.engine.reuses() {
             let size = usize::from(bytes > SMALL);
@@ -179,25 +206,27 @@ impl Device {
 
     pub(super) fn zero(&self, at: u64, bytes: usize) {
         if !self.has_failed() {
+            self.count(0);
             self.note(self.shared.engine.zero(at, bytes));
         }
     }
 
     pub(super) fn copy(&self, from: u64, to: u64, bytes: usize) {
         if !self.has_failed() {
+            self.count(0);
             self.note(self.shared.engine.copy(from, to, bytes));
         }
     }
 
     pub(super) fn send(&self, to: u64, bytes: &[u8]) {
-        if !self.has_failed() {
+        if self.may("sending to the device") && !self.has_failed() {
             self.shared.traffic[0].fetch_add(bytes.len() as u64, Ordering::Relaxed);
             self.note(self.shared.engine.upload(to, bytes));
         }
     }
 
     pub(super) fn fetch(&self, from: u64, bytes: &mut [u8]) {
-        if !self.has_failed() {
+        if self.may("fetching from the device") && !self.has_failed() {
             self.shared.traffic[1].fetch_add(bytes.len() as u64, Ordering::Relaxed);
             self.note(self.shared.engine.download(from, bytes));
         }
@@ -265,6 +294,7 @@ impl Device {
         }
         let grid = [grid[0] as u32, grid[1] as u32];
         let launch = Launch { module, kernel, grid, block, shared: shared as u32, arguments };
+        self.count(0);
         self.note(self.shared.engine.launch(&launch));
     }
 
@@ -298,7 +328,77 @@ impl Device {
             add,
             bias: bias.map_or(0, |bias| bias.pointer),
         };
+        self.count(0);
         self.note(self.shared.engine.multiply(&product));
+    }
+
+    /// How work that comes again and again is launched.
+    pub fn repeats(&self) -> Repeats {
+        Repeats::of(self.shared.repeats.load(Ordering::Relaxed))
+    }
+
+    /// Changes that, for whoever asks from now on.
+    pub fn set_repeats(&self, repeats: Repeats) {
+        self.shared.repeats.store(repeats as u8, Ordering::Relaxed);
+    }
+
+    /// What was asked of the device so far.
+    pub fn counts(&self) -> Counts {
+        let [launches, recordings, replays] = self.shared.counts.each_ref().map(|count| count.load(Ordering::Relaxed));
+        Counts { launches, recordings, replays }
+    }
+
+    fn count(&self, which: usize) {
+        self.shared.counts[which].fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Whether a thing may be done that no recording can hold. If not, that is the recording's error.
+    fn may(&self, what: &str) -> bool {
+        let free = locked(&self.shared.recording).is_none();
+        if !free {
+            self.note(Err(GpuError::Unsupported { what: format!("{what} while launches are recorded") }));
+        }
+        free
+    }
+
+    /// Launches are recorded from now on, and buffers come from `memory`.
+    pub(super) fn begin_recording(&self, memory: Arc<Memory>) -> Result<(), GpuError> {
+        if let Some(error) = locked(&self.shared.failed).clone() {
+            return Err(error);
+        }
+        self.shared.engine.begin_recording()?;
+        *locked(&self.shared.recording) = Some(memory);
+        Ok(())
+    }
+
+    /// Ends the recording; the first error since it began is its own.
+    pub(super) fn end_recording(&self) -> Result<u64, GpuError> {
+        *locked(&self.shared.recording) = None;
+        let ended = self.shared.engine.end_recording();
+        match (locked(&self.shared.failed).take(), ended) {
+            (None, Ok(handle)) => {
+                self.count(1);
+                Ok(handle)
+            }
+            (Some(error), Ok(handle)) => {
+                self.forget(handle);
+                Err(error)
+            }
+            (noted, Err(error)) => Err(noted.unwrap_or(error)),
+        }
+    }
+
+    /// Frees a recording.
+    pub(super) fn forget(&self, handle: u64) {
+        self.shared.engine.forget(handle);
+    }
+
+    /// Does once more what was recorded, unless something has failed before.
+    pub fn replay(&self, recording: &Recording) {
+        if self.may("a repetition") && !self.has_failed() {
+            self.count(2);
+            self.note(self.shared.engine.replay(recording.handle));
+        }
     }
 }
 

@@ -16,6 +16,7 @@ use super::compile;
 use super::device::Device;
 use super::engine::{Argument, Engine, Launch, MemoryInfo, Product};
 use super::error::GpuError;
+use super::graph;
 use super::libraries::Library;
 use super::products::Products;
 use super::sources::Module;
@@ -79,7 +80,7 @@ fn start() -> Result<(), GpuError> {
     }
 }
 
-fn check(call: &str, result: CUresult) -> Result<(), GpuError> {
+pub(super) fn check(call: &str, result: CUresult) -> Result<(), GpuError> {
     if result == CUresult::CUDA_SUCCESS {
         return Ok(());
     }
@@ -349,6 +350,27 @@ impl Engine for Cuda {
     fn multiply(&self, product: &Product) -> Result<(), GpuError> {
         self.enter()?;
         self.products.multiply(product, self.stream, self)
+    }
+
+    fn begin_recording(&self) -> Result<(), GpuError> {
+        self.enter()?;
+        graph::begin(self.stream)
+    }
+
+    fn end_recording(&self) -> Result<u64, GpuError> {
+        self.enter()?;
+        graph::end(self.stream)
+    }
+
+    fn replay(&self, recording: u64) -> Result<(), GpuError> {
+        self.enter()?;
+        graph::launch(recording, self.stream)
+    }
+
+    fn forget(&self, recording: u64) {
+        if self.enter().is_ok() {
+            graph::forget(recording);
+        }
     }
 
     fn synchronize(&self) -> Result<(), GpuError> {

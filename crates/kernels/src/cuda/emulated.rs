@@ -6,11 +6,12 @@
 use std::collections::BTreeMap;
 use std::ffi::{CStr, CString, c_void};
 use std::path::Path;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::device::Device;
 use super::engine::{Argument, Engine, Launch, MemoryInfo, Number, Operand, Product};
 use super::error::GpuError;
+use super::sources::Module;
 use crate::element::{Element, bf16};
 
 /// `emulate_NAME(grid x, grid y, threads, bytes of shared memory, pointers to the arguments)`
@@ -24,8 +25,33 @@ const UNWRITTEN: u8 = 0xff;
 struct Host {
     library: usize,
     order: i32,
-    arena: bool,
+    manner: Manner,
     used: Mutex<BTreeMap<u64, Fenced>>,
+    recordings: Mutex<Recordings>,
+}
+
+/// How the host emulates.
+#[derive(Clone, Copy)]
+struct Manner {
+    /// Memory is reused.
+    arena: bool,
+    /// Launches can be recorded.
+    records: bool,
+}
+
+/// What is recorded, by value: what is repeated is exactly what was asked for.
+#[derive(Default)]
+struct Recordings {
+    open: Option<Vec<Recorded>>,
+    kept: BTreeMap<u64, Arc<Vec<Recorded>>>,
+    next: u64,
+}
+
+enum Recorded {
+    Launch { module: Module, kernel: String, grid: [u32; 2], block: u32, shared: u32, arguments: Vec<Argument> },
+    Multiply(Product),
+    Copy { from: u64, to: u64, bytes: usize },
+    Zero { at: u64, bytes: usize },
 }
 
 /// A buffer that ends where memory ends: reading or writing behind it stops the program.
@@ -42,16 +68,21 @@ impl Device {
     /// The host as a device, with kernels from `library`. `order` is that of the threads of a block: 0 rising, 1 falling,
     /// 2 mixed anew in every round. No result may depend on it.
     pub fn emulated(library: &Path, order: i32) -> Result<Device, GpuError> {
-        emulate(library, order, false)
+        emulate(library, order, Manner { arena: false, records: true })
     }
 
     /// The same with the arena that a GPU has: memory is reused, and nothing stands behind a buffer's end.
     pub fn emulated_with_arena(library: &Path) -> Result<Device, GpuError> {
-        emulate(library, 0, true)
+        emulate(library, 0, Manner { arena: true, records: true })
+    }
+
+    /// The same as [`Device::emulated`], but nothing can be recorded, as where a driver refuses it.
+    pub fn emulated_without_recordings(library: &Path) -> Result<Device, GpuError> {
+        emulate(library, 0, Manner { arena: false, records: false })
     }
 }
 
-fn emulate(library: &Path, order: i32, arena: bool) -> Result<Device, GpuError> {
+fn emulate(library: &Path, order: i32, manner: Manner) -> Result<Device, GpuError> {
     let problem = |problem: String| GpuError::File { path: library.into(), problem };
     let name = CString::new(library.to_string_lossy().as_bytes()).map_err(|error| problem(error.to_string()))?;
     // SAFETY: the library is made by a test from our sources; it has no initialisers of its own.
@@ -61,7 +92,8 @@ fn emulate(library: &Path, order: i32, arena: bool) -> Result<Device, GpuError> 
         let said = unsafe { CStr::from_ptr(libc::dlerror()) };
         return Err(problem(said.to_string_lossy().into_owned()));
     }
-    Ok(Device::new(Box::new(Host { library: handle as usize, order, arena, used: Mutex::default() })))
+    let (used, recordings) = (Mutex::default(), Mutex::default());
+    Ok(Device::new(Box::new(Host { library: handle as usize, order, manner, used, recordings })))
 }
 
 impl Host {
@@ -74,6 +106,20 @@ impl Host {
         }
         Ok(address)
     }
+
+    fn recordings(&self) -> MutexGuard<'_, Recordings> {
+        self.recordings.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Writes it down if a recording is open; says whether.
+    fn recorded(&self, what: impl FnOnce() -> Recorded) -> bool {
+        let mut recordings = self.recordings();
+        recordings.open.as_mut().map(|open| open.push(what())).is_some()
+    }
+}
+
+fn refused(call: &str, problem: &str) -> GpuError {
+    GpuError::Call { call: call.into(), problem: problem.into() }
 }
 
 const PAGE: usize = 4096;
@@ -107,7 +153,7 @@ impl Engine for Host {
 
     fn reuses(&self) -> bool {
         // Fresh memory every time: what is read after it was given back, or before it was written, is seen.
-        self.arena
+        self.manner.arena
     }
 
     fn free(&self, pointer: u64) {
@@ -130,18 +176,32 @@ impl Engine for Host {
     }
 
     fn copy(&self, from: u64, to: u64, bytes: usize) -> Result<(), GpuError> {
+        if self.recorded(|| Recorded::Copy { from, to, bytes }) {
+            return Ok(());
+        }
         // SAFETY: as above.
         unsafe { std::ptr::copy(from as *const u8, to as *mut u8, bytes) };
         Ok(())
     }
 
     fn zero(&self, at: u64, bytes: usize) -> Result<(), GpuError> {
+        if self.recorded(|| Recorded::Zero { at, bytes }) {
+            return Ok(());
+        }
         // SAFETY: as above.
         unsafe { std::ptr::write_bytes(at as *mut u8, 0, bytes) };
         Ok(())
     }
 
     fn launch(&self, launch: &Launch) -> Result<(), GpuError> {
+        let Launch { module, kernel, grid, block, shared, arguments } = *launch;
+        let record = || {
+            let (kernel, arguments) = (kernel.to_string(), arguments.to_vec());
+            Recorded::Launch { module, kernel, grid, block, shared, arguments }
+        };
+        if self.recorded(record) {
+            return Ok(());
+        }
         let kernel = self.symbol(&format!("emulate_{}", launch.kernel))?;
         let order = self.symbol("emulate_order")?;
         let pointers: Vec<*const c_void> = launch.arguments.iter().map(Argument::address).collect();
@@ -159,12 +219,61 @@ impl Engine for Host {
     }
 
     fn multiply(&self, product: &Product) -> Result<(), GpuError> {
+        if self.recorded(|| Recorded::Multiply(*product)) {
+            return Ok(());
+        }
         match product.number {
             Number::F32 => multiply::<f32>(product),
             Number::Bf16 => multiply::<bf16>(product),
             Number::U32 | Number::F64 => panic!("products are of f32 or bf16"),
         }
         Ok(())
+    }
+
+    fn begin_recording(&self) -> Result<(), GpuError> {
+        if !self.manner.records {
+            return Err(refused("begin_recording", "this device records nothing"));
+        }
+        let open = &mut self.recordings().open;
+        if open.is_some() {
+            return Err(refused("begin_recording", "a recording is open"));
+        }
+        *open = Some(Vec::new());
+        Ok(())
+    }
+
+    fn end_recording(&self) -> Result<u64, GpuError> {
+        let mut recordings = self.recordings();
+        let list = recordings.open.take().ok_or_else(|| refused("end_recording", "no recording is open"))?;
+        recordings.next += 1;
+        let handle = recordings.next;
+        recordings.kept.insert(handle, Arc::new(list));
+        Ok(handle)
+    }
+
+    fn replay(&self, recording: u64) -> Result<(), GpuError> {
+        let list = self.recordings().kept.get(&recording).cloned();
+        let list = list.ok_or_else(|| refused("replay", "there is no such recording"))?;
+        for recorded in list.iter() {
+            match recorded {
+                Recorded::Launch { module, kernel, grid, block, shared, arguments } => self.launch(&Launch {
+                    module: *module,
+                    kernel,
+                    grid: *grid,
+                    block: *block,
+                    shared: *shared,
+                    arguments,
+                })?,
+                Recorded::Multiply(product) => self.multiply(product)?,
+                Recorded::Copy { from, to, bytes } => self.copy(*from, *to, *bytes)?,
+                Recorded::Zero { at, bytes } => self.zero(*at, *bytes)?,
+            }
+        }
+        Ok(())
+    }
+
+    fn forget(&self, recording: u64) {
+        self.recordings().kept.remove(&recording);
     }
 
     fn synchronize(&self) -> Result<(), GpuError> {

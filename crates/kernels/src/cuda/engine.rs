@@ -152,6 +152,14 @@ pub(super) trait Engine: Send + Sync {
     fn launch(&self, launch: &Launch) -> Result<(), GpuError>;
     /// Multiplies.
     fn multiply(&self, product: &Product) -> Result<(), GpuError>;
+    /// From now on launches, products, copies and zeroing are recorded in the place of being done.
+    fn begin_recording(&self) -> Result<(), GpuError>;
+    /// Ends that, also when something could not be recorded: then it is an error, and everything is done again as it comes.
+    fn end_recording(&self) -> Result<u64, GpuError>;
+    /// Does what was recorded.
+    fn replay(&self, recording: u64) -> Result<(), GpuError>;
+    /// Frees a recording.
+    fn forget(&self, recording: u64);
     /// Waits until everything is done.
     fn synchronize(&self) -> Result<(), GpuError>;
     /// Memory left.

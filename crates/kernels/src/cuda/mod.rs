@@ -12,9 +12,11 @@ pub mod driver;
 mod emulated;
 mod engine;
 mod error;
+mod graph;
 pub mod libraries;
 pub mod ops;
 mod products;
+mod recording;
 mod slabs;
 mod sources;
 
@@ -22,4 +24,5 @@ pub use buffer::{DeviceBuffer, Value, View, number_of};
 pub use device::Device;
 pub use engine::{MemoryInfo, Number};
 pub use error::GpuError;
+pub use recording::{Counts, Recording, Repeats, Scratch};
 pub use sources::{Module, TILE_HEADS};

@@ -11,7 +11,7 @@ use foveate_kernels::cpu::head_norm::NormedHeads;
 use foveate_kernels::cpu::interpolate::Interpolation;
 use foveate_kernels::cpu::rope::RopeTable;
 use foveate_kernels::cuda::ops;
-use foveate_kernels::cuda::ops::attention::{BackwardPlan, Plan, Strided};
+use foveate_kernels::cuda::ops::attention::{BackwardPlan, Plan, Strided, attend_rows};
 use foveate_kernels::cuda::{Device, DeviceBuffer, Number, View};
 use foveate_kernels::segment::{Queries, Segment};
 
@@ -19,6 +19,7 @@ use super::backward::Op;
 use super::{Attend, Shuffle, Tape, Var};
 use crate::arena::{Buffer, Kind};
 use crate::on_device::number;
+use crate::steps::Lists;
 use crate::weights::{Adapter, LinearId, ParamId, Weights};
 
 /// A plan and what it was made of; no queries: all rows of the segments.
@@ -36,12 +37,14 @@ pub(super) struct OnDevice {
     backward_plans: Vec<(Rc<[Segment]>, Heads, Rc<BackwardPlan>)>,
     tables: Vec<(Rc<RopeTable>, Rc<[DeviceBuffer; 2]>)>,
     rows: Vec<(Rc<[u32]>, Rc<DeviceBuffer>)>,
+    /// In a step of decoding: the lists that stand for those that the ops name.
+    lists: Option<Rc<Lists>>,
 }
 
 impl OnDevice {
     pub(super) fn new(device: &Device) -> Self {
         let device = device.clone();
-        OnDevice { device, plans: vec![], backward_plans: vec![], tables: vec![], rows: vec![] }
+        OnDevice { device, plans: vec![], backward_plans: vec![], tables: vec![], rows: vec![], lists: None }
     }
 
     fn plan(
@@ -93,6 +96,9 @@ impl OnDevice {
     }
 
     pub(super) fn table(&mut self, table: &Rc<RopeTable>) -> Rc<[DeviceBuffer; 2]> {
+        if let Some(lists) = &self.lists {
+            return lists.angles.clone();
+        }
         for (kept, sent) in &self.tables {
             if Rc::ptr_eq(kept, table) {
                 return sent.clone();
@@ -118,6 +124,16 @@ impl OnDevice {
 impl<'w> Tape<'w> {
     pub(super) fn on(&mut self) -> &mut OnDevice {
         self.on.as_mut().expect("only called on a device")
+    }
+
+    /// From now on ids, rows, angles and who sees whom are those of a step of decoding. What the ops name only has the
+    /// right length.
+    pub(crate) fn read_lists(&mut self, lists: Rc<Lists>) {
+        self.on().lists = Some(lists);
+    }
+
+    fn lists(&self) -> Option<Rc<Lists>> {
+        self.on.as_ref().and_then(|on| on.lists.clone())
     }
 
     pub(super) fn take_on_device(&self, number: Number, len: usize) -> DeviceBuffer {
@@ -153,7 +169,11 @@ impl<'w> Tape<'w> {
     pub(super) fn device_embed(&mut self, table: ParamId, ids: Rc<[u32]>) -> Var {
         let depth = *self.weights.infos()[table.0].shape.last().expect("a table has two axes");
         let out = self.take_on_device(Number::F32, ids.len() * depth);
-        ops::rows::gather_rows(self.weights.tensor_on_device(table), &ids, depth, out.all());
+        let values = self.weights.tensor_on_device(table);
+        match self.lists() {
+            Some(lists) => ops::rows::gather_listed(values, lists.ids(), depth, out.all()),
+            None => ops::rows::gather_rows(values, &ids, depth, out.all()),
+        }
         self.done(out, self.weights.is_trainable(table), Op::Embed { table, ids })
     }
 
@@ -254,14 +274,20 @@ impl<'w> Tape<'w> {
                 plan.attend(&heads, q, k, v, out.all(), lse.all());
             }
             Attend::Stored { store, segments, queries, rows } => {
-                let plan = self.on().plan(segments, Some(queries), &heads, number);
-                let places = self.on().rows(rows);
                 let held = store.layer(layer);
                 let (keys, values) = (held.0.on_device().all(), held.1.on_device().all());
-                ops::rows::store_rows(self.view(qkv), query_width, key_width, places.all(), keys, values);
-                let q = Strided { data: self.view(qkv), offset: 0, stride };
                 let [k, v] = [keys, values].map(|data| Strided { data, offset: 0, stride: key_width });
-                plan.attend(&heads, q, k, v, out.all(), lse.all());
+                if let Some(lists) = self.lists() {
+                    let q = Strided { data: self.view(qkv), offset: 0, stride };
+                    ops::rows::store_rows(self.view(qkv), query_width, key_width, lists.places(), keys, values);
+                    attend_rows(&heads, lists.queries(), lists.ranges(), q, k, v, out.all(), lse.all());
+                } else {
+                    let plan = self.on().plan(segments, Some(queries), &heads, number);
+                    let places = self.on().rows(rows);
+                    let q = Strided { data: self.view(qkv), offset: 0, stride };
+                    ops::rows::store_rows(self.view(qkv), query_width, key_width, places.all(), keys, values);
+                    plan.attend(&heads, q, k, v, out.all(), lse.all());
+                }
             }
         }
         let needs = self.needs(qkv);
@@ -368,7 +394,10 @@ impl<'w> Tape<'w> {
 
     pub(super) fn device_gather(&mut self, x: Var, rows: Rc<[u32]>, depth: usize) -> Var {
         let out = self.take_on_device(Number::F32, rows.len() * depth);
-        ops::rows::gather_rows(self.view(x), &rows, depth, out.all());
+        match self.lists() {
+            Some(lists) => ops::rows::gather_listed(self.view(x), lists.rows(), depth, out.all()),
+            None => ops::rows::gather_rows(self.view(x), &rows, depth, out.all()),
+        }
         let needs = self.needs(x);
         self.done(out, needs, Op::Gather { x, rows, depth })
     }

@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Instant;
 
+use foveate_kernels::cuda::Repeats;
 use foveate_model::profile::{Spent, profiled};
 use foveate_model::{
     Derivatives, Gradients, HeadOutput, ModelError, Policy, PromptInput, SampleJob, SamplingSpec, Segment, Tile,
@@ -87,6 +88,18 @@ pub fn time(policy: &mut Policy, work: Work, rounds: usize) -> Result<Timed, Mod
         Work::Sample { sequences, prompt, tokens } => sampling(policy, sequences, prompt, tokens, rounds),
         _ => learning(policy, work, rounds),
     }
+}
+
+/// The same once more with every step of decoding launched afresh, to be compared with; none where nothing is repeated
+/// otherwise.
+pub fn time_afresh(policy: &mut Policy, work: Work, rounds: usize) -> Result<Option<Timed>, ModelError> {
+    let device = policy.device().filter(|device| device.repeats() != Repeats::Afresh).cloned();
+    let Some(device) = device.filter(|_| matches!(work, Work::Sample { .. })) else { return Ok(None) };
+    let usual = device.repeats();
+    device.set_repeats(Repeats::Afresh);
+    let timed = time(policy, work, rounds);
+    device.set_repeats(usual);
+    timed.map(Some)
 }
 
 fn learning(policy: &mut Policy, work: Work, rounds: usize) -> Result<Timed, ModelError> {
@@ -304,6 +317,7 @@ mod tests {
             let timed = time(&mut policy, work, 2).expect("it runs");
             assert_eq!((timed.tokens, timed.seconds.len()), (tokens, 2), "{work:?}");
             assert!(timed.flops > 0.0 && !timed.profile.is_empty() && timed.median() > 0.0);
+            assert!(time_afresh(&mut policy, work, 1).expect("nothing to do").is_none(), "the CPU repeats nothing");
         }
     }
 }

@@ -74,9 +74,33 @@ struct Tiles {
     lists: [DeviceBuffer; 3],
 }
 
+/// A query row by itself: it sees `num_ranges` ranges of its ancestors, and rows of its own segment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RowQuery {
+    /// Row in the query and output tensors.
+    pub row: u32,
+    /// Its first range in the list of ranges, which are a start and a length each.
+    pub first_range: u32,
+    /// How many it has.
+    pub num_ranges: u32,
+    /// First row of its own segment.
+    pub own_start: u32,
+    /// Rows of it that it sees.
+    pub own_visible: u32,
+}
+
+impl RowQuery {
+    /// Words of a query in the list that the kernel reads.
+    pub const WORDS: usize = 5;
+
+    /// As the kernel reads it.
+    pub fn words(&self) -> [u32; Self::WORDS] {
+        [self.row, self.first_range, self.num_ranges, self.own_start, self.own_visible]
+    }
+}
+
 /// Query rows one by one.
 struct Rows {
-    count: usize,
     queries: DeviceBuffer,
     ranges: DeviceBuffer,
 }
@@ -155,11 +179,12 @@ fn rows_of(device: &Device, heads: &Heads, queries: &[Queries], segments: &[Segm
         let num_ranges = lists.ranges.len() as u32 / 2 - first_range;
         for index in 0..run.num_rows {
             let visible = if heads.causal { run.first_position + index + 1 } else { segment.len };
-            lists.rows.extend([run.first_row + index, first_range, num_ranges, segment.start, visible]);
+            let row = run.first_row + index;
+            let query = RowQuery { row, first_range, num_ranges, own_start: segment.start, own_visible: visible };
+            lists.rows.extend(query.words());
         }
     }
-    let count = lists.rows.len() / 5;
-    (count > 0).then(|| Rows { count, queries: device.upload(&lists.rows), ranges: device.upload(&lists.ranges) })
+    (!lists.rows.is_empty()).then(|| Rows { queries: device.upload(&lists.rows), ranges: device.upload(&lists.ranges) })
 }
 
 /// Who asks and who is seen, for forward passes.
@@ -184,39 +209,57 @@ impl Plan {
 
     /// Writes `out` `[rows, num_heads * d]` and `lse` `[rows, num_heads]` at the query rows.
     pub fn attend(&self, heads: &Heads, q: Strided, k: Strided, v: Strided, out: View, lse: View) {
-        let number = same_number("attention", &[q.data, k.data, v.data, out]);
-        assert_eq!(k.stride, v.stride, "attention: keys and values have rows of one length");
-        let device = out.device();
-        let group = heads.num_heads / heads.num_kv_heads;
-        let scale2 = Argument::F32(heads.scale * std::f32::consts::LOG2_E);
-        let tail = [
-            q.argument(),
-            u64_of(q.stride),
-            k.argument(),
-            v.argument(),
-            u64_of(k.stride),
-            u32_of(group),
-            u32_of(heads.head_dim),
-            scale2,
-            out.argument(),
-            lse.argument(),
-        ];
         if let Some(Tiles { head, count, lists }) = &self.tiles {
             let mut arguments = lists.each_ref().map(|list| list.all().argument()).to_vec();
-            arguments.extend(tail);
+            arguments.extend(tensors(heads, q, k, v, out, lse));
             let grid = [*count, heads.num_heads];
             let kernel = format!("attention_tiles_{head}");
             let shared = shared_bytes(*head, 5 * TILE);
-            device.launch(Module::AttentionTiles(*head), &kernel, grid, TILE_THREADS, shared, &arguments);
+            out.device().launch(Module::AttentionTiles(*head), &kernel, grid, TILE_THREADS, shared, &arguments);
         }
-        if let Some(Rows { count, queries, ranges }) = &self.rows {
-            let mut arguments = vec![queries.all().argument(), ranges.all().argument()];
-            arguments.extend(tail);
-            let grid = [*count, heads.num_heads];
-            let kernel = typed("attention_rows", number);
-            device.launch(Module::AttentionRows, &kernel, grid, ROW_THREADS, 0, &arguments);
+        if let Some(Rows { queries, ranges }) = &self.rows {
+            attend_rows(heads, queries.all(), ranges.all(), q, k, v, out, lse);
         }
     }
+}
+
+/// What a forward kernel gets behind its lists.
+fn tensors(heads: &Heads, q: Strided, k: Strided, v: Strided, out: View, lse: View) -> [Argument; 10] {
+    same_number("attention", &[q.data, k.data, v.data, out]);
+    assert_eq!(k.stride, v.stride, "attention: keys and values have rows of one length");
+    [
+        q.argument(),
+        u64_of(q.stride),
+        k.argument(),
+        v.argument(),
+        u64_of(k.stride),
+        u32_of(heads.num_heads / heads.num_kv_heads),
+        u32_of(heads.head_dim),
+        Argument::F32(heads.scale * std::f32::consts::LOG2_E),
+        out.argument(),
+        lse.argument(),
+    ]
+}
+
+/// [`Plan::attend`] for rows by themselves, with lists on the device: words of [`RowQuery`], and ranges. That they name
+/// rows that exist is the caller's promise.
+pub fn attend_rows(
+    heads: &Heads,
+    queries: View,
+    ranges: View,
+    q: Strided,
+    k: Strided,
+    v: Strided,
+    out: View,
+    lse: View,
+) {
+    check(heads);
+    assert!(queries.number() == Number::U32 && ranges.number() == Number::U32, "attention: lists are words");
+    let mut arguments = vec![queries.argument(), ranges.argument()];
+    arguments.extend(tensors(heads, q, k, v, out, lse));
+    let grid = [queries.len() / RowQuery::WORDS, heads.num_heads];
+    let kernel = typed("attention_rows", out.number());
+    out.device().launch(Module::AttentionRows, &kernel, grid, ROW_THREADS, 0, &arguments);
 }
 
 /// Who asks and who is seen, for backward passes over packed rows, where every row of every segment asks.
@@ -285,11 +328,12 @@ impl BackwardPlan {
             let module = Module::AttentionTiles(*head);
             device.launch(module, &kernel, [*count, num_heads], TILE_THREADS, shared, &arguments);
         }
-        if let Some(Rows { count, queries, ranges }) = &self.query_rows {
+        if let Some(Rows { queries, ranges }) = &self.query_rows {
             let mut arguments = vec![queries.all().argument(), ranges.all().argument()];
             arguments.extend(tail);
             let kernel = typed("attention_rows_queries", number);
-            device.launch(Module::AttentionRows, &kernel, [*count, num_heads], ROW_THREADS, 0, &arguments);
+            let grid = [queries.len() / RowQuery::WORDS, num_heads];
+            device.launch(Module::AttentionRows, &kernel, grid, ROW_THREADS, 0, &arguments);
         }
         let Keys { head, count, keys, readers } = &self.keys;
         let mut arguments = vec![keys.all().argument(), readers.all().argument()];

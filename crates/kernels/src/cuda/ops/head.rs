@@ -53,14 +53,13 @@ fn chunks(v: usize) -> impl Iterator<Item = std::ops::Range<usize>> {
 }
 
 /// `logits = x·W[tokens]ᵀ`, banned ones at negative infinity.
-fn logits_of(x: View, weight: View, tokens: std::ops::Range<usize>, banned: &DeviceBuffer, d: usize, logits: View) {
+fn logits_of(x: View, weight: View, tokens: std::ops::Range<usize>, banned: View, d: usize, logits: View) {
     let (rows, width) = (x.len() / d, tokens.len());
     let first = tokens.start;
     let part = weight.part(tokens.start * d..tokens.end * d);
     x.device().multiply([rows, width, d], (x, false), (part, true), None, false, logits);
     if !banned.is_empty() {
-        let arguments =
-            [logits.argument(), u32_of(width), u32_of(first), banned.all().argument(), u32_of(banned.len())];
+        let arguments = [logits.argument(), u32_of(width), u32_of(first), banned.argument(), u32_of(banned.len())];
         x.device().launch(MODULE, "ban", [rows, banned.len().div_ceil(128)], 128, 0, &arguments);
     }
 }
@@ -78,7 +77,7 @@ pub fn head_logprob(x: View, weight: View, columns: &Columns) {
     for tokens in chunks(v) {
         let (first, width) = (tokens.start, tokens.len());
         let block = logits.part(0..rows * width);
-        logits_of(x, weight, tokens, &columns.banned, d, block);
+        logits_of(x, weight, tokens, columns.banned.all(), d, block);
         let arguments = [
             block.argument(),
             u32_of(width),
@@ -119,7 +118,7 @@ pub fn head_logprob_backward(
     for tokens in chunks(v) {
         let (first, width) = (tokens.start, tokens.len());
         let (block, by_logits) = (logits.part(0..rows * width), gradients.part(0..rows * width));
-        logits_of(x, weight, tokens.clone(), &columns.banned, d, block);
+        logits_of(x, weight, tokens.clone(), columns.banned.all(), d, block);
         let arguments = [
             block.argument(),
             u32_of(width),
@@ -146,9 +145,14 @@ pub fn head_logprob_backward(
 
 /// Full logits of the rows of `x` `[rows, D]`, f32 `[rows, V]`, banned tokens at negative infinity.
 pub fn head_logits(x: View, weight: View, d: usize, banned: &[u32], logits: View) {
+    head_logits_listed(x, weight, d, x.device().upload(banned).all(), logits);
+}
+
+/// [`head_logits`] with the list of banned tokens on the device.
+pub fn head_logits_listed(x: View, weight: View, d: usize, banned: View, logits: View) {
     is_f32("head_logits", &[logits]);
-    let banned = x.device().upload(banned);
-    logits_of(x, weight, 0..weight.len() / d, &banned, d, logits);
+    assert_eq!(banned.number(), Number::U32, "head_logits: ids are words");
+    logits_of(x, weight, 0..weight.len() / d, banned, d, logits);
 }
 
 /// How one token is chosen.
@@ -166,36 +170,50 @@ pub struct Draw {
     pub position: u32,
 }
 
+impl Draw {
+    /// Words of a draw in the list that the kernel reads.
+    pub const WORDS: usize = 9;
+
+    /// As the kernel reads it.
+    pub fn words(&self) -> [u32; Self::WORDS] {
+        let ([key0, key1], [c0, c1, c2]) = self.stream.parts();
+        let scale = self.inv_temperature.to_bits();
+        [self.row, self.greedy.into(), key0, key1, c0, c1, c2, self.position, scale]
+    }
+}
+
 /// A token that was chosen, its log-probability and the entropy of its distribution.
 pub type Chosen = (u32, f32, f32);
 
 /// Chooses a token for every draw from logits `[rows, V]`: the tokens that the CPU would draw from the same logits.
 /// Waits for the device.
 pub fn pick(logits: View, v: usize, draws: &[Draw]) -> Vec<Chosen> {
-    is_f32("pick", &[logits]);
     assert!(draws.iter().all(|draw| (draw.row as usize + 1) * v <= logits.len()), "pick: a row outside the logits");
-    let words: Vec<u32> = draws
-        .iter()
-        .flat_map(|draw| {
-            let ([key0, key1], [c0, c1, c2]) = draw.stream.parts();
-            let scale = draw.inv_temperature.to_bits();
-            [draw.row, draw.greedy.into(), key0, key1, c0, c1, c2, draw.position, scale]
-        })
-        .collect();
+    let words: Vec<u32> = draws.iter().flat_map(Draw::words).collect();
     let device = logits.device();
-    let words = device.upload(&words);
-    let ids = device.take(Number::U32, draws.len());
-    let (logprob, entropy) = (device.take(Number::F32, draws.len()), device.take(Number::F32, draws.len()));
-    let arguments = [
-        logits.argument(),
-        u32_of(v),
-        words.all().argument(),
-        ids.all().argument(),
-        logprob.all().argument(),
-        entropy.all().argument(),
-    ];
+    let chosen = device.take(Number::U32, 3 * draws.len());
+    pick_listed(logits, v, device.upload(&words).all(), chosen.all(), 0);
+    read_chosen(chosen.all())
+}
+
+/// [`pick`] with words of [`Draw`] on the device. `chosen` has a column of ids, one of log-probabilities, one of entropies,
+/// the last two as bits; these draws write from row `first` of it on. That draws name rows of `logits` is the caller's
+/// promise.
+pub fn pick_listed(logits: View, v: usize, draws: View, chosen: View, first: usize) {
+    is_f32("pick", &[logits]);
+    assert!(draws.number() == Number::U32 && chosen.number() == Number::U32, "pick: lists are words");
+    let (count, column) = (draws.len() / Draw::WORDS, chosen.len() / 3);
+    assert!(first + count <= column, "pick: draws outside the table of choices");
+    let [ids, logprob, entropy] = [0, 1, 2].map(|index| chosen.argument_at(index * column + first));
+    let arguments = [logits.argument(), u32_of(v), draws.argument(), ids, logprob, entropy];
     let shared = v.div_ceil(64) * 8;
-    device.launch(MODULE, "pick", [draws.len(), 1], 256, shared, &arguments);
-    let (ids, logprob, entropy) = (ids.download::<u32>(), logprob.download::<f32>(), entropy.download::<f32>());
-    ids.into_iter().zip(logprob).zip(entropy).map(|((id, logprob), entropy)| (id, logprob, entropy)).collect()
+    logits.device().launch(MODULE, "pick", [count, 1], 256, shared, &arguments);
+}
+
+/// What [`pick_listed`] has chosen, on the host. Waits for the device.
+pub fn read_chosen(chosen: View) -> Vec<Chosen> {
+    let words = chosen.download::<u32>();
+    let count = words.len() / 3;
+    let number = |at: usize| f32::from_bits(words[at]);
+    (0..count).map(|row| (words[row], number(count + row), number(2 * count + row))).collect()
 }

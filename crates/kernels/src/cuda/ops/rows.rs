@@ -5,7 +5,7 @@
 use super::{NULL, flat, is_f32, same_number, typed, u32_of, u64_of};
 use crate::cpu::interpolate::{self, Interpolation};
 use crate::cuda::buffer::View;
-use crate::cuda::engine::Argument;
+use crate::cuda::engine::{Argument, Number};
 use crate::cuda::sources::Module;
 
 const MODULE: Module = Module::Rows;
@@ -14,11 +14,15 @@ const COLUMNS: usize = 128;
 
 /// `out[i] = x[rows[i]]`, rows of width `d`. Also the embedding.
 pub fn gather_rows(x: View, rows: &[u32], d: usize, out: View) {
-    is_f32("gather_rows", &[x, out]);
-    assert_eq!(out.len(), rows.len() * d, "gather_rows: output length");
     assert!(rows.iter().all(|row| (*row as usize + 1) * d <= x.len()), "gather_rows: a row outside the tensor");
-    let list = x.device().upload(rows);
-    let arguments = [x.argument(), list.all().argument(), u64_of(rows.len()), u32_of(d), out.argument()];
+    gather_listed(x, x.device().upload(rows).all(), d, out);
+}
+
+/// [`gather_rows`] with the list on the device; that its rows are inside the tensor is the caller's promise.
+pub fn gather_listed(x: View, rows: View, d: usize, out: View) {
+    is_f32("gather_rows", &[x, out]);
+    assert!(rows.number() == Number::U32 && out.len() == rows.len() * d, "gather_rows: output length");
+    let arguments = [x.argument(), rows.argument(), u64_of(rows.len()), u32_of(d), out.argument()];
     flat(x.device(), MODULE, "gather_rows", out.len(), &arguments);
 }
 
