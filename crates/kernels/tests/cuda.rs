@@ -441,12 +441,19 @@ fn products<E: Element + Value>() {
             let (on_dw, on_bias) = (device.upload(&dw0), device.upload(&bias));
             let typed = device.take(number_of::<E>(), m * n);
             let (rows, weight) = ((on_x.all(), false), (on_w.all(), true));
-            device.multiply([m, n, k], rows, weight, Some(on_bias.all()), false, on_out.all());
-            device.multiply([m, n, k], rows, weight, Some(on_bias.all()), false, typed.all());
-            device.multiply([m, k, n], (on_dy.all(), false), (on_w.all(), false), None, false, on_dx.all());
-            device.multiply([n, k, m], (on_dy.all(), true), (on_x.all(), false), None, true, on_dw.all());
+            device.multiply([m, n, k], rows, weight, Some(on_bias.all()), None, on_out.all());
+            device.multiply([m, n, k], rows, weight, Some(on_bias.all()), None, typed.all());
+            device.multiply([m, k, n], (on_dy.all(), false), (on_w.all(), false), None, None, on_dx.all());
+            device.multiply([n, k, m], (on_dy.all(), true), (on_x.all(), false), None, Some(on_dw.all()), on_dw.all());
             let rounded: Vec<E> = out.iter().map(|out| E::from_f32(*out)).collect();
+            // Something else than the result is added, and stays as it is.
+            let (more, on_sum) = (values::<f32>(6, m * n), device.take(Number::F32, m * n));
+            let on_more = device.upload(&more);
+            device.multiply([m, n, k], rows, weight, Some(on_bias.all()), Some(on_more.all()), on_sum.all());
+            let sum: Vec<f32> = out.iter().zip(&more).map(|(out, more)| out + more).collect();
+            assert_eq!(on_more.download::<f32>(), more);
             vec![
+                outcome("x·Wᵀ + b + r", on_sum.download::<f32>(), &sum, F32),
                 outcome("x·Wᵀ + b", on_out.download::<f32>(), &out, F32),
                 outcome("x·Wᵀ + b, typed", typed.download::<E>(), &rounded, F32),
                 outcome("dy·W", on_dx.download::<f32>(), &dx, F32),
@@ -717,7 +724,7 @@ fn what_is_recorded_runs_when_it_is_repeated_and_keeps_its_memory() {
             inner.all().copy_from(x.all());
             ops::elementwise::add(inner.all(), x.all());
             out.all().zero();
-            device.multiply([1, 3, 3], (inner.all(), false), (weight.all(), false), None, true, out.all());
+            device.multiply([1, 3, 3], (inner.all(), false), (weight.all(), false), None, Some(out.all()), out.all());
         };
         work();
         assert_eq!(out.download::<f32>(), [4.0, 12.0, 24.0]);

@@ -298,14 +298,14 @@ impl Device {
         self.note(self.shared.engine.launch(&launch));
     }
 
-    /// `out[m, n] (+)= a[m, k]·b[k, n] (+ bias)`; see [`Product`].
+    /// `out[m, n] = a[m, k]·b[k, n] (+ bias) (+ plus)`; `plus` may be `out` itself. See [`Product`].
     pub fn multiply(
         &self,
         [m, n, k]: [usize; 3],
         (a, a_transposed): (View, bool),
         (b, b_transposed): (View, bool),
         bias: Option<View>,
-        add: bool,
+        plus: Option<View>,
         out: View,
     ) {
         assert!(a.len == m * k && b.len == k * n && out.len == m * n, "multiply: lengths do not fit {m}x{n}x{k}");
@@ -316,6 +316,9 @@ impl Device {
         if let Some(bias) = bias {
             assert!(bias.len == n && bias.number == Number::F32, "multiply: the bias is f32, one a column");
         }
+        if let Some(plus) = plus {
+            assert!(plus.len == out.len && plus.number == out.number, "multiply: what is added is like the result");
+        }
         let product = Product {
             m,
             n,
@@ -325,7 +328,7 @@ impl Device {
             b: Operand { pointer: b.pointer, transposed: b_transposed },
             out: out.pointer,
             out_number: out.number,
-            add,
+            plus: plus.map_or(0, |plus| plus.pointer),
             bias: bias.map_or(0, |bias| bias.pointer),
         };
         self.count(0);

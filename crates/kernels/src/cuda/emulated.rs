@@ -327,9 +327,11 @@ fn multiply<E: Element>(product: &Product) {
 
 fn put<E: Element>(product: &Product, sums: &[f32]) {
     // SAFETY: `device.rs` has checked the lengths.
-    let out = unsafe { std::slice::from_raw_parts_mut(product.out as *mut E, sums.len()) };
-    for (out, sum) in out.iter_mut().zip(sums) {
-        let before = if product.add { out.to_f32() } else { 0.0 };
-        *out = E::from_f32(before + sum);
+    unsafe {
+        let (out, plus) = (product.out as *mut E, product.plus as *const E);
+        for (at, sum) in sums.iter().enumerate() {
+            let before = if product.plus != 0 { (*plus.add(at)).to_f32() } else { 0.0 };
+            *out.add(at) = E::from_f32(before + sum);
+        }
     }
 }

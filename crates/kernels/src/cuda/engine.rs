@@ -93,7 +93,7 @@ pub struct Operand {
     pub transposed: bool,
 }
 
-/// `out[m, n] (+)= a[m, k]·b[k, n] (+ bias[n])`, all in rows without gaps; operands are `number`, sums are f32.
+/// `out[m, n] = a[m, k]·b[k, n] (+ bias[n]) (+ plus[m, n])`, all in rows without gaps; operands are `number`, sums are f32.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Product {
     /// Rows of the result.
@@ -112,8 +112,8 @@ pub struct Product {
     pub out: u64,
     /// f32 or bf16.
     pub out_number: Number,
-    /// Whether the result is added to what is there.
-    pub add: bool,
+    /// Of the type of the result, which it may be itself; 0 for none.
+    pub plus: u64,
     /// Added to every row, f32; 0 for none.
     pub bias: u64,
 }

@@ -40,10 +40,10 @@ struct Shape {
     sizes: [usize; 3],
     bf16: [bool; 2],
     transposed: [bool; 2],
-    add: bool,
+    plus: bool,
     bias: bool,
-    /// Bytes that the addresses of a, b and out are multiples of.
-    aligned: [u32; 3],
+    /// Bytes that the addresses of a, b, plus and out are multiples of.
+    aligned: [u32; 4],
 }
 
 // SAFETY: the handle may be used from any thread; the rest is behind a lock.
@@ -64,10 +64,15 @@ fn shape_of(product: &Product) -> Shape {
         sizes: [product.m, product.n, product.k],
         bf16: [product.number == Number::Bf16, product.out_number == Number::Bf16],
         transposed: [product.a.transposed, product.b.transposed],
-        add: product.add,
+        plus: product.plus != 0,
         bias: product.bias != 0,
-        aligned: [product.a.pointer, product.b.pointer, product.out].map(aligned),
+        aligned: [product.a.pointer, product.b.pointer, plus_of(product), product.out].map(aligned),
     }
+}
+
+/// What is added, of the layout of the result; where nothing is, the result stands for it and counts nothing.
+fn plus_of(product: &Product) -> u64 {
+    if product.plus == 0 { product.out } else { product.plus }
 }
 
 fn type_of(number: Number) -> Type {
@@ -140,14 +145,14 @@ impl Products {
             return Ok(*known);
         }
         let preference = Preference::new()?;
-        let [a, b, out] = shape.aligned;
+        let [a, b, plus, out] = shape.aligned;
         // No sums whose order is left to chance: split products are added up in f32 in the workspace, or not split.
         let schemes = sys::cublasLtReductionScheme_t::CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE as u32;
         preference.set(Prefer::CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &WORKSPACE)?;
         preference.set(Prefer::CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, &schemes)?;
         preference.set(Prefer::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, &b)?;
         preference.set(Prefer::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, &a)?;
-        preference.set(Prefer::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, &out)?;
+        preference.set(Prefer::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, &plus)?;
         preference.set(Prefer::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, &out)?;
         let Call { describe, a, b, out } = call;
         // SAFETY: all handles are alive.
@@ -167,7 +172,7 @@ impl Products {
         workspace: u64,
         stream: CUstream,
     ) -> Result<(), GpuError> {
-        let (one, before) = (1f32, if product.add { 1f32 } else { 0f32 });
+        let (one, before) = (1f32, if product.plus != 0 { 1f32 } else { 0f32 });
         let out = product.out as *mut c_void;
         // SAFETY: handles are alive; `device.rs` promises that the operands have the lengths of the layouts.
         unsafe {
@@ -180,7 +185,7 @@ impl Products {
                 call.a.0,
                 product.a.pointer as *const c_void,
                 call.b.0,
-                out.cast_const(),
+                plus_of(product) as *const c_void,
                 call.out.0,
                 out,
                 call.out.0,

@@ -182,18 +182,15 @@ impl<'w> Tape<'w> {
         let linear = weights.linear(id);
         let num_rows = self.value(x).len() / linear.k;
         let out = self.take_on_device(number(kind), num_rows * linear.n);
-        if let Some(residual) = residual {
-            out.all().copy_from(self.view(residual));
-        }
         let input = self.view(x);
-        product(weights, id, input, residual.is_some(), out.all());
+        product(weights, id, input, residual.map(|residual| self.view(residual)), out.all());
         let mut adapters = Vec::new();
         for adapter in weights.adapters(id) {
             let inner = self.take_on_device(input.number(), num_rows * adapter.rank);
             let thinned = thinned(weights, adapter, input);
-            product(weights, adapter.a, thinned.as_ref().map_or(input, |x| x.all()), false, inner.all());
+            product(weights, adapter.a, thinned.as_ref().map_or(input, |x| x.all()), None, inner.all());
             let outer = self.take_on_device(Number::F32, num_rows * adapter.n);
-            product(weights, adapter.b, inner.all(), false, outer.all());
+            product(weights, adapter.b, inner.all(), None, outer.all());
             let Adapter { column, n, scale, .. } = *adapter;
             ops::elementwise::add_columns(out.all(), linear.n, column, outer.all(), n, scale);
             adapters.push(Buffer::Device(inner));
@@ -412,10 +409,10 @@ pub(super) fn thinned(weights: &Weights, adapter: &Adapter, x: View) -> Option<D
     Some(out)
 }
 
-/// `out (+)= x·Wᵀ + b`
-fn product(weights: &Weights, id: LinearId, x: View, add: bool, out: View) {
+/// `out = x·Wᵀ + b (+ plus)`
+fn product(weights: &Weights, id: LinearId, x: View, plus: Option<View>, out: View) {
     let linear = weights.linear(id);
     let sizes = [x.len() / linear.k, linear.n, linear.k];
     let matrix = weights.matrix_on_device(id);
-    x.device().multiply(sizes, (x, false), (matrix, true), weights.bias_on_device(id), add, out);
+    x.device().multiply(sizes, (x, false), (matrix, true), weights.bias_on_device(id), plus, out);
 }

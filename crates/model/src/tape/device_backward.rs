@@ -219,7 +219,7 @@ fn product_backward(
     let num_rows = x.len() / k;
     if weights.linear_is_trainable(id) {
         let d_weight = gradients.on_device(linear.offset..linear.offset + n * k);
-        device.multiply([n, k, num_rows], (d_out, true), (x, false), None, true, d_weight);
+        device.multiply([n, k, num_rows], (d_out, true), (x, false), None, Some(d_weight), d_weight);
         if let Some(offset) = linear.bias {
             ops::norm::column_sums(d_out, None, n, gradients.on_device(offset..offset + n));
         }
@@ -227,7 +227,7 @@ fn product_backward(
     needs_x.then(|| {
         let d_x = device.take(x.number(), x.len());
         let matrix = weights.matrix_on_device(id);
-        device.multiply([num_rows, k, n], (d_out, false), (matrix, false), None, false, d_x.all());
+        device.multiply([num_rows, k, n], (d_out, false), (matrix, false), None, None, d_x.all());
         d_x
     })
 }

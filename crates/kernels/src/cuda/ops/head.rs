@@ -57,7 +57,7 @@ fn logits_of(x: View, weight: View, tokens: std::ops::Range<usize>, banned: View
     let (rows, width) = (x.len() / d, tokens.len());
     let first = tokens.start;
     let part = weight.part(tokens.start * d..tokens.end * d);
-    x.device().multiply([rows, width, d], (x, false), (part, true), None, false, logits);
+    x.device().multiply([rows, width, d], (x, false), (part, true), None, None, logits);
     if !banned.is_empty() {
         let arguments = [logits.argument(), u32_of(width), u32_of(first), banned.argument(), u32_of(banned.len())];
         x.device().launch(MODULE, "ban", [rows, banned.len().div_ceil(128)], 128, 0, &arguments);
@@ -134,10 +134,11 @@ pub fn head_logprob_backward(
         let grid = [rows, width.div_ceil(256)];
         device.launch(MODULE, &typed("head_gradient", x.number()), grid, 256, 0, &arguments);
         let part = weight.part(tokens.start * d..tokens.end * d);
-        device.multiply([rows, d, width], (by_logits, false), (part, false), None, first > 0, sums.all());
+        let before = (first > 0).then(|| sums.all());
+        device.multiply([rows, d, width], (by_logits, false), (part, false), None, before, sums.all());
         if let Some(dw) = dw {
             let dw = dw.part(tokens.start * d..tokens.end * d);
-            device.multiply([width, d, rows], (by_logits, true), (x, false), None, true, dw);
+            device.multiply([width, d, rows], (by_logits, true), (x, false), None, Some(dw), dw);
         }
     }
     convert(sums.all(), dx);
