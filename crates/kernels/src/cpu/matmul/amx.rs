@@ -5,7 +5,9 @@
 //! `tileloadd` A drives B out of the first-level cache, and the same loop reaches 1.7.
 
 use super::kernel::Block;
+use super::target::Outgoing;
 use std::arch::asm;
+use std::arch::x86_64::_mm512_loadu_ps;
 use std::marker::PhantomData;
 
 /// The tiles of this thread, configured while the value lives: eight of 16 rows by 64 bytes.
@@ -55,7 +57,28 @@ impl Tiles {
             }
         }
     }
+
+    /// Computes a block of two tiles and at least [`OUTGOING_STEPS`] steps into a buffer, 32 sums a row, and writes the
+    /// block before.
+    ///
+    /// # Safety
+    /// As for [`Tiles::multiply`]; the machine has AVX-512 BF16, what goes out is as large as it says, starts on lines,
+    /// and nobody else writes there.
+    pub(super) unsafe fn multiply_and_write(&self, block: &Block, outgoing: &Outgoing) {
+        // SAFETY: as promised by the caller.
+        unsafe {
+            match (outgoing.base, block.fresh) {
+                (None, true) => fresh_write_bf16(block, outgoing, 0),
+                (None, false) => more_write_bf16(block, outgoing, 0),
+                (Some(base), true) => fresh_write_f32(block, outgoing, base),
+                (Some(base), false) => more_write_f32(block, outgoing, base),
+            }
+        }
+    }
 }
+
+/// Steps that it takes to write a block past the caches, two rows in each.
+pub(super) const OUTGOING_STEPS: usize = 16;
 
 /// Steps of [`peak`].
 pub(super) const PEAK_STEPS: usize = 20_000;
@@ -156,6 +179,129 @@ macro_rules! all {
         ], $($start),*);
     };
 }
+
+/// One step of a block of two tiles, as in `tall`.
+macro_rules! step_and_write {
+    ($name:ident, [$($start:literal),*], [$($row:literal),*]) => {
+        #[target_feature(enable = "avx512f,avx512bf16")]
+        unsafe fn $name(block: &Block, outgoing: &Outgoing, base: isize) {
+            // SAFETY: tile loads and stores stay within the operands that the caller vouches for, vector loads and
+            // stores within the sums, the base and the output of the block before; prefetches never fault.
+            unsafe {
+                asm!(
+                    $($start,)*
+                    "2:",
+                    "tileloaddt1 tmm4, [{a} + {line}]",
+                    "tileloadd tmm6, [{b} + {line}]",
+                    $($row,)*
+                    "tileloaddt1 tmm5, [{a} + {line} + 1024]",
+                    "tileloadd tmm7, [{b} + {line} + 1024]",
+                    "tdpbf16ps tmm0, tmm4, tmm6",
+                    "tdpbf16ps tmm1, tmm4, tmm7",
+                    $($row,)*
+                    "tdpbf16ps tmm2, tmm5, tmm6",
+                    "tdpbf16ps tmm3, tmm5, tmm7",
+                    "prefetcht1 [{next}]",
+                    "prefetcht1 [{next} + 64]",
+                    "prefetcht1 [{next} + 128]",
+                    "prefetcht1 [{next} + 192]",
+                    "add {next}, 256",
+                    "add {a}, 2048",
+                    "add {b}, 2048",
+                    "dec {writing}",
+                    "jnz 2b",
+                    "test {steps}, {steps}",
+                    "jz 4f",
+                    "3:",
+                    "tileloaddt1 tmm4, [{a} + {line}]",
+                    "tileloadd tmm6, [{b} + {line}]",
+                    "tileloaddt1 tmm5, [{a} + {line} + 1024]",
+                    "tileloadd tmm7, [{b} + {line} + 1024]",
+                    "tdpbf16ps tmm0, tmm4, tmm6",
+                    "tdpbf16ps tmm1, tmm4, tmm7",
+                    "tdpbf16ps tmm2, tmm5, tmm6",
+                    "tdpbf16ps tmm3, tmm5, tmm7",
+                    "prefetcht1 [{next}]",
+                    "prefetcht1 [{next} + 64]",
+                    "prefetcht1 [{next} + 128]",
+                    "prefetcht1 [{next} + 192]",
+                    "add {next}, 256",
+                    "add {a}, 2048",
+                    "add {b}, 2048",
+                    "dec {steps}",
+                    "jnz 3b",
+                    "4:",
+                    "tilestored [{c} + 2*{line}], tmm0",
+                    "tilestored [{c} + 2*{line} + 64], tmm1",
+                    "tilestored [{c} + 2*{line} + 2048], tmm2",
+                    "tilestored [{c} + 2*{line} + 2112], tmm3",
+                    "/* {base} {ahead} */",
+                    a = inout(reg) block.a => _,
+                    b = inout(reg) block.b => _,
+                    next = inout(reg) block.next => _,
+                    writing = inout(reg) OUTGOING_STEPS => _,
+                    steps = inout(reg) block.steps - OUTGOING_STEPS => _,
+                    line = in(reg) 64usize,
+                    c = in(reg) block.c,
+                    sums = inout(reg) outgoing.sums => _,
+                    out = inout(reg) outgoing.out => _,
+                    row = in(reg) outgoing.stride,
+                    base = in(reg) base,
+                    // Of the base, not of the output.
+                    ahead = in(reg) base + outgoing.ahead,
+                    out("zmm16") _, out("zmm17") _,
+                    in("zmm18") _mm512_loadu_ps(outgoing.bias.as_ptr()),
+                    in("zmm19") _mm512_loadu_ps(outgoing.bias.as_ptr().add(16)),
+                    out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
+                    out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
+                    options(nostack),
+                )
+            }
+        }
+    };
+}
+
+/// With sums from the slices before, those of the next block are asked for.
+macro_rules! write {
+    ($fresh:ident, $more:ident, $($row:literal),*) => {
+        step_and_write!($fresh, ["tilezero tmm0", "tilezero tmm1", "tilezero tmm2", "tilezero tmm3"], [$($row),*]);
+        step_and_write!(
+            $more,
+            [
+                "tileloadd tmm0, [{c} + 2*{line}]",
+                "tileloadd tmm1, [{c} + 2*{line} + 64]",
+                "tileloadd tmm2, [{c} + 2*{line} + 2048]",
+                "tileloadd tmm3, [{c} + 2*{line} + 2112]"
+            ],
+            [$($row,)* "prefetchw [{sums} + 8064]", "prefetchw [{sums} + 8128]"]
+        );
+    };
+}
+
+write!(
+    fresh_write_bf16,
+    more_write_bf16,
+    "vaddps zmm16, zmm18, [{sums}]",
+    "vaddps zmm17, zmm19, [{sums} + 64]",
+    "vcvtne2ps2bf16 zmm16, zmm17, zmm16",
+    "vmovntps [{out}], zmm16",
+    "add {sums}, 128",
+    "add {out}, {row}"
+);
+write!(
+    fresh_write_f32,
+    more_write_f32,
+    "vaddps zmm16, zmm18, [{sums}]",
+    "vaddps zmm17, zmm19, [{sums} + 64]",
+    "vaddps zmm16, zmm16, [{out} + {base}]",
+    "vaddps zmm17, zmm17, [{out} + {base} + 64]",
+    "prefetcht0 [{out} + {ahead}]",
+    "prefetcht0 [{out} + {ahead} + 64]",
+    "vmovntps [{out}], zmm16",
+    "vmovntps [{out} + 64], zmm17",
+    "add {sums}, 128",
+    "add {out}, {row}"
+);
 
 macro_rules! tall {
     ($name:ident, [$($fetch:literal),*], $($start:literal),*) => {

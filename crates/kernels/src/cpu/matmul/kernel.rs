@@ -3,7 +3,7 @@
 
 use super::pack::{STEP, TILE, TILE_LEN};
 use super::portable;
-use super::target::OutputLines;
+use super::target::{Outgoing, OutputLines};
 #[cfg(target_arch = "x86_64")]
 use super::{amx, avx512};
 use crate::element::bf16;
@@ -57,6 +57,33 @@ impl Kernel {
             _ => {
                 let _ = machine;
                 Self::Portable
+            }
+        }
+    }
+
+    /// Whether a block of so many tiles and steps can write the one before past the caches on the way.
+    pub(super) fn takes_along(&self, num_tiles: usize, steps: usize) -> bool {
+        match self {
+            #[cfg(target_arch = "x86_64")]
+            Self::Amx(_) => num_tiles == 2 && steps >= amx::OUTGOING_STEPS && Machine::get().avx512_bf16,
+            _ => {
+                let _ = (num_tiles, steps);
+                false
+            }
+        }
+    }
+
+    /// Computes a block and writes the one before, whose sums are others; [`Kernel::takes_along`] said that it can.
+    ///
+    /// # Safety
+    /// As for [`Kernel::multiply`]; what goes out is as large as it says, and nobody else writes there.
+    pub(super) unsafe fn multiply_and_write(&self, block: &Block, outgoing: &Outgoing) {
+        // SAFETY: as promised by the caller; `takes_along` looked at the machine.
+        unsafe {
+            match self {
+                #[cfg(target_arch = "x86_64")]
+                Self::Amx(tiles) => tiles.multiply_and_write(block, outgoing),
+                _ => unreachable!("no other kernel takes blocks along: {block:?}, {outgoing:?}"),
             }
         }
     }

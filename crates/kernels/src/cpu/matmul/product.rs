@@ -287,22 +287,31 @@ impl Part<'_> {
         let a = Packed { a, first: 0, steps: self.b.steps };
         if slices == 1 {
             // A block is finished at once, and all blocks share one buffer.
-            with_scratch(BLOCK_LEN, |sums: &mut [f32]| {
+            // A block that goes past the caches does so while the next is computed, in a second buffer.
+            let buffers = if self.target.past_caches { 2 } else { 1 };
+            with_scratch(buffers * BLOCK_LEN, |sums: &mut [f32]| {
+                let mut finished = None;
                 for panel in panels {
                     // SAFETY: as promised by the caller.
-                    unsafe { self.multiply(a, panel, 0..self.b.steps, panel + 1, sums) }
+                    unsafe { self.multiply(a, panel, 0..self.b.steps, panel + 1, sums, &mut finished) }
                 }
+                // SAFETY: as promised by the caller; `sums` still holds it.
+                unsafe { self.store(finished) }
             });
             return;
         }
         with_scratch(PANELS_TOGETHER * self.blocks() * BLOCK_LEN, |sums: &mut [f32]| {
+            let mut finished = None;
             for first in panels.clone().step_by(PANELS_TOGETHER) {
                 let together = first..(first + PANELS_TOGETHER).min(panels.end);
                 for slice in 0..slices {
+                    let steps = self.steps_of(slice, slices);
                     // SAFETY: as promised by the caller.
-                    unsafe { self.multiply_slice(a, together.clone(), self.steps_of(slice, slices), sums) }
+                    unsafe { self.multiply_slice(a, together.clone(), steps, sums, &mut finished) }
                 }
             }
+            // SAFETY: as above; `sums` still holds it.
+            unsafe { self.store(finished) }
         });
     }
 
@@ -318,6 +327,7 @@ impl Part<'_> {
         slices: usize,
     ) {
         with_scratch(panels.len() * self.blocks() * BLOCK_LEN, |sums: &mut [f32]| {
+            let mut finished = None;
             for slice in 0..slices {
                 let steps = self.steps_of(slice, slices);
                 if steps.is_empty() {
@@ -326,8 +336,10 @@ impl Part<'_> {
                 pack(steps.clone(), a);
                 let a = Packed { a, first: steps.start, steps: steps.len() };
                 // SAFETY: as promised by the caller.
-                unsafe { self.multiply_slice(a, panels.clone(), steps, sums) }
+                unsafe { self.multiply_slice(a, panels.clone(), steps, sums, &mut finished) }
             }
+            // SAFETY: as above; `sums` still holds it.
+            unsafe { self.store(finished) }
         });
     }
 
@@ -335,14 +347,21 @@ impl Part<'_> {
     ///
     /// # Safety
     /// As for [`Part::multiply_whole`].
-    unsafe fn multiply_slice(&self, a: Packed<'_>, panels: Range<usize>, steps: Range<usize>, sums: &mut [f32]) {
+    unsafe fn multiply_slice(
+        &self,
+        a: Packed<'_>,
+        panels: Range<usize>,
+        steps: Range<usize>,
+        sums: &mut [f32],
+        finished: &mut Option<Finished>,
+    ) {
         if steps.is_empty() {
             return;
         }
         for (panel, sums) in panels.clone().zip(sums.chunks_exact_mut(self.blocks() * BLOCK_LEN)) {
             let next = if panel + 1 < panels.end { panel + 1 } else { panels.start };
             // SAFETY: as promised by the caller.
-            unsafe { self.multiply(a, panel, steps.clone(), next, sums) }
+            unsafe { self.multiply(a, panel, steps.clone(), next, sums, finished) }
         }
     }
 
@@ -351,12 +370,19 @@ impl Part<'_> {
     ///
     /// # Safety
     /// The target has this panel of these rows, and no other thread uses it.
-    unsafe fn multiply(&self, a: Packed<'_>, panel: usize, steps: Range<usize>, next: usize, sums: &mut [f32]) {
+    unsafe fn multiply(
+        &self,
+        a: Packed<'_>,
+        panel: usize,
+        steps: Range<usize>,
+        next: usize,
+        sums: &mut [f32],
+        finished: &mut Option<Finished>,
+    ) {
         let Self { rows, b, target, .. } = *self;
         let width = PANEL.min(target.columns - panel * PANEL);
-        let bias = self.bias.map(|bias| &bias[panel * PANEL..][..width]);
         let (whole, last) = (steps.len() == b.steps, steps.end == b.steps);
-        let direct = whole && bias.is_none() && !steps.is_empty();
+        let direct = whole && self.bias.is_none() && !steps.is_empty();
         let b_slice = b.slice(panel, steps.clone());
         let streamed = rows <= PANEL;
         let next =
@@ -365,7 +391,12 @@ impl Part<'_> {
         for index in 0..self.blocks() {
             let row = index * PANEL;
             let place = Place { row, column: panel * PANEL, height: PANEL.min(rows - row), width };
-            let buffer = &mut sums[index % buffers * BLOCK_LEN..][..BLOCK_LEN];
+            // Where all of k comes at once any buffer will do, but not the one that is still to be written.
+            let slot = match *finished {
+                Some(one) if whole && buffers > 1 => usize::from(one.sums == sums.as_ptr()),
+                _ => index % buffers,
+            };
+            let buffer = &mut sums[slot * BLOCK_LEN..][..BLOCK_LEN];
             // SAFETY: this place lies in the target, as the caller promises.
             let inside = if direct { unsafe { target.sums(place) } } else { None };
             let (c, c_stride) = inside.unwrap_or((buffer.as_mut_ptr(), PANEL));
@@ -386,16 +417,54 @@ impl Part<'_> {
                     .flatten()
                     .unwrap_or_else(|| OutputLines::of_buffer(c.wrapping_add(if last { 0 } else { BLOCK_LEN }))),
             };
-            if steps.is_empty() {
-                buffer.fill(0.0);
+            let outgoing = finished.filter(|one| {
+                self.kernel.takes_along(block.num_tiles, block.steps) && inside.is_none() && one.sums != c.cast_const()
+            });
+            let outgoing = outgoing.and_then(|one| target.outgoing(one.sums, self.bias_of(one.place), one.place, place));
+            if outgoing.is_some() {
+                *finished = None;
             } else {
+                // SAFETY: it lies in the target, and its buffer still holds it.
+                unsafe { self.store(finished.take()) }
+            }
+            match outgoing {
+                _ if steps.is_empty() => buffer.fill(0.0),
                 // SAFETY: `a` and `b_slice` have these steps; `c` is the buffer or a full block of the target.
-                unsafe { self.kernel.multiply(&block) }
+                None => unsafe { self.kernel.multiply(&block) },
+                // SAFETY: as above; the block before lies in the target and in another buffer.
+                Some(outgoing) => unsafe { self.kernel.multiply_and_write(&block, &outgoing) },
             }
             if last && inside.is_none() {
-                // SAFETY: this place lies in the target, as the caller promises.
-                unsafe { target.store(buffer, bias, place) }
+                let one = Finished { sums: buffer.as_ptr(), place };
+                if target.past_caches {
+                    *finished = Some(one);
+                } else {
+                    // SAFETY: this place lies in the target, as the caller promises.
+                    unsafe { self.store(Some(one)) }
+                }
             }
         }
     }
+
+    fn bias_of(&self, place: Place) -> Option<&[f32]> {
+        self.bias.map(|bias| &bias[place.column..][..place.width])
+    }
+
+    /// Writes a finished block, if there is one.
+    ///
+    /// # Safety
+    /// The target has its place, no other thread uses that, and its sums are where it says.
+    unsafe fn store(&self, finished: Option<Finished>) {
+        if let Some(Finished { sums, place }) = finished {
+            // SAFETY: as promised by the caller.
+            unsafe { self.target.store(std::slice::from_raw_parts(sums, BLOCK_LEN), self.bias_of(place), place) }
+        }
+    }
+}
+
+/// A block whose sums are complete in their buffer and not yet in the target.
+#[derive(Clone, Copy)]
+struct Finished {
+    sums: *const f32,
+    place: Place,
 }

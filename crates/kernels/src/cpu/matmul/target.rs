@@ -69,6 +69,24 @@ impl OutputLines {
     }
 }
 
+/// A finished full block on its way past the caches: two of its rows go out with each step of the next block. Written in
+/// one burst, its lines would fill what a core has under way, and tiles would wait behind them.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Outgoing {
+    /// 32 rows of 32 sums.
+    pub(super) sums: *const f32,
+    /// Added to each row.
+    pub(super) bias: [f32; PANEL],
+    /// First row of the output.
+    pub(super) out: *mut u8,
+    /// Bytes from row to row.
+    pub(super) stride: usize,
+    /// Where an f32 output's base lies, in bytes from the output; the output is bf16 without one.
+    pub(super) base: Option<isize>,
+    /// Bytes from a row to the one of the next block whose base is wanted then.
+    pub(super) ahead: isize,
+}
+
 /// Bytes of an output that the second-level cache will not keep.
 const LARGE: usize = 2 << 20;
 
@@ -134,6 +152,33 @@ impl Target {
         // Rows may start anywhere in a line. Their first line was fetched with the panel before; hence the last byte.
         let first = start.wrapping_add((place.row * self.stride + place.column) * size + 63);
         Some(OutputLines { first, second: PANEL * size - 64, stride: self.stride * size })
+    }
+
+    /// The full block of sums `c`, to be written while the one at `next` is computed; `None` where [`Target::store`] is
+    /// the way.
+    pub(super) fn outgoing(&self, c: *const f32, bias: Option<&[f32]>, place: Place, next: Place) -> Option<Outgoing> {
+        let full = |place: Place| place.height == PANEL && place.width == PANEL;
+        if !(self.past_caches && full(place) && full(next)) {
+            return None;
+        }
+        let (out, size, base) = match self.sink {
+            Sink::F32Add { base, out } => (out as *mut u8, size_of::<f32>(), Some(base as isize - out as isize)),
+            Sink::Bf16(out) => (out as *mut u8, size_of::<bf16>(), None),
+            Sink::F32(_) => return None,
+        };
+        let start = |place: Place| (place.row * self.stride + place.column) * size;
+        let mut all = [0.0; PANEL];
+        if let Some(bias) = bias {
+            all.copy_from_slice(bias);
+        }
+        Some(Outgoing {
+            sums: c,
+            bias: all,
+            out: out.wrapping_add(start(place)),
+            stride: self.stride * size,
+            base,
+            ahead: start(next) as isize - start(place) as isize,
+        })
     }
 
     /// Writes the valid part of the block of sums `c`.
