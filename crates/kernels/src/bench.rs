@@ -147,7 +147,7 @@ fn bf16_case(m: usize, k: usize, n: usize) -> Vec<Measured> {
         }));
         let mut dw = vec![0.0; n * k];
         results.push(measure(name("dw"), flops, bytes + 6.0 * (n * k) as f64, || {
-            matmul_bf16_weight_gradient(&dy, &x, m, n, k, &mut dw);
+            matmul_bf16_weight_gradient(&dy, &x, m, n, k, false, &mut dw);
         }));
     }
     results
@@ -178,7 +178,7 @@ fn f32_case(m: usize, k: usize, n: usize) -> Vec<Measured> {
     vec![
         measure(name("forward"), flops, bytes, || matmul_f32_nt(&x, m, &w, n, k, None, false, &mut y)),
         measure(name("dx"), flops, bytes, || matmul_f32_nn(&dy, m, &w, n, k, false, &mut dx)),
-        measure(name("dw"), flops, bytes, || matmul_f32_weight_gradient(&dy, &x, m, n, k, &mut dw)),
+        measure(name("dw"), flops, bytes, || matmul_f32_weight_gradient(&dy, &x, m, n, k, false, &mut dw)),
     ]
 }
 
@@ -211,7 +211,7 @@ fn head_case() -> Vec<Measured> {
     let (mut dx, mut dw) = (vec![bf16::ZERO; r * d], vec![0.0; v * d]);
     results.push(measure(format!("head backward {r}x{d}x{v}"), 3.0 * flops, 0.0, || {
         let by = &ones;
-        head_logprob_backward(&x, weight, v, &targets, by, &[], &lse, &entropy, by, by, &mut dx, Some(&mut dw));
+        head_logprob_backward(&x, weight, v, &targets, by, &[], &lse, &entropy, by, by, &mut dx, Some((&mut dw, false)));
     }));
     results
 }

@@ -148,6 +148,26 @@ impl<T: Pod> Values<T> {
     }
 }
 
+impl<T: Pod> Default for Values<T> {
+    fn default() -> Self {
+        Self::zeroed(0)
+    }
+}
+
+impl<T: Pod + PartialEq> PartialEq for Values<T> {
+    fn eq(&self, other: &Self) -> bool {
+        **self == **other
+    }
+}
+
+impl<'a, T: Pod> IntoIterator for &'a Values<T> {
+    type Item = &'a T;
+    type IntoIter = std::slice::Iter<'a, T>;
+    fn into_iter(self) -> Self::IntoIter {
+        self.iter()
+    }
+}
+
 impl<T: Pod> std::ops::Deref for Values<T> {
     type Target = [T];
     fn deref(&self) -> &[T] {

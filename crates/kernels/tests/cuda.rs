@@ -435,7 +435,7 @@ fn products<E: Element + Value>() {
             let (mut out, mut dx, mut dw) = (vec![0.0; m * n], vec![0.0; m * k], dw0.clone());
             cpu::matmul::matmul_f32_nt(&x32, m, &w32, n, k, Some(&bias), false, &mut out);
             cpu::matmul::matmul_f32_nn(&dy32, m, &w32, n, k, false, &mut dx);
-            cpu::matmul::matmul_f32_weight_gradient(&dy32, &x32, m, n, k, &mut dw);
+            cpu::matmul::matmul_f32_weight_gradient(&dy32, &x32, m, n, k, false, &mut dw);
             let (on_x, on_w, on_dy) = (device.upload(&x), device.upload(&narrow), device.upload(&dy));
             let (on_out, on_dx) = (device.take(Number::F32, m * n), device.take(Number::F32, m * k));
             let (on_dw, on_bias) = (device.upload(&dw0), device.upload(&bias));
@@ -505,7 +505,7 @@ fn head_of<E: Element + Value>() {
                 &by_logprob,
                 &by_entropy,
                 &mut dx,
-                Some(&mut dw),
+                Some((&mut dw, false)),
             );
             let (on_x, on_w, on_dw) = (device.upload(&x), device.upload(&w), device.upload(&dw0));
             let columns = Columns::new(device, &targets, &inv_temperature, &banned);

@@ -169,14 +169,14 @@ fn product_backward(
     let (n, k) = (linear.n, linear.k);
     let num_rows = x.len() / k;
     if weights.linear_is_trainable(id) {
-        let d_weight = &mut gradients.flat[linear.offset..linear.offset + n * k];
+        let (d_weight, fresh) = gradients.part_or_fresh(linear.offset..linear.offset + n * k);
         match d_out {
-            Buffer::F32(dy) => matmul::matmul_f32_weight_gradient(dy, x.f32(), num_rows, n, k, d_weight),
-            Buffer::Bf16(dy) => matmul::matmul_bf16_weight_gradient(dy, bf16_of(x), num_rows, n, k, d_weight),
+            Buffer::F32(dy) => matmul::matmul_f32_weight_gradient(dy, x.f32(), num_rows, n, k, fresh, d_weight),
+            Buffer::Bf16(dy) => matmul::matmul_bf16_weight_gradient(dy, bf16_of(x), num_rows, n, k, fresh, d_weight),
             Buffer::Device(_) => panic!("an op of the CPU received a buffer of a GPU"),
         }
         if let Some(offset) = linear.bias {
-            let d_bias = &mut gradients.flat[offset..offset + n];
+            let d_bias = gradients.part(offset..offset + n);
             typed!(d_out, dy => matmul::bias_gradient(dy, num_rows, n, d_bias));
         }
     }

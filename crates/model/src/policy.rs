@@ -6,7 +6,8 @@ use std::path::Path;
 use std::rc::Rc;
 
 use foveate_kernels::cpu::head::{self, HeadWeight};
-use foveate_kernels::{isa, memory};
+use foveate_kernels::isa;
+use foveate_kernels::memory::Values;
 use serde_json::Value;
 
 use crate::adapters::AdapterSpec;
@@ -218,7 +219,12 @@ impl Policy {
 
     /// Zeroed gradients.
     pub fn new_gradients(&self) -> Gradients {
-        Gradients { flat: memory::zeroed(self.num_values()), active: self.active(), on_device: None }
+        Gradients {
+            flat: Values::zeroed(self.num_values()),
+            active: self.active(),
+            untouched: Vec::new(),
+            on_device: None,
+        }
     }
 
     /// The name of a parameter as the checkpoint that was loaded spells it.
@@ -422,6 +428,7 @@ impl Policy {
             let arena = tape.into_arena();
             self.check_device()?;
             self.put_arena(arena);
+            gradients.settle();
             return Ok(output);
         }
         let mut lse = tape.arena().take_f32(batch.target.len());
@@ -438,7 +445,7 @@ impl Policy {
         let d_weight = self
             .weights
             .linear_is_trainable(decoder.head)
-            .then(|| &mut gradients.flat[head.offset..head.offset + head.n * head.k]);
+            .then(|| gradients.part_or_fresh(head.offset..head.offset + head.n * head.k));
         crate::tape::same_type!((tape.value(x), x), (&mut d_x, d_x) => head::head_logprob_backward(
             x,
             self.head_weight(true),
@@ -457,6 +464,7 @@ impl Policy {
         tape.arena().give_f32(lse);
         tape.seed(x, d_x);
         tape.backward(gradients);
+        gradients.settle();
         let arena = tape.into_arena();
         self.put_arena(arena);
         Ok(output)

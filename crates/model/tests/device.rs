@@ -65,7 +65,7 @@ fn gradients(policy: &mut Policy, batch: &TokenBatch) -> (HeadOutput, Vec<f32>) 
     let mut gradients = policy.new_gradients();
     let output = policy.accumulate_gradients(batch, &mut gradients, &mut uneven).expect("runs");
     gradients.collect();
-    (output, gradients.flat)
+    (output, gradients.flat.to_vec())
 }
 
 /// Largest difference of each tensor, relative to its largest value; tensors that are small noise count by the largest

@@ -220,7 +220,8 @@ pub(crate) fn head_logprob_on<E: Element>(
 }
 
 /// Gradients of [`head_logprob`]: `by_logprob[R]` and `by_entropy[R]` are the derivatives of the loss by its two
-/// results, `lse` and `entropy` are what it returned. `dx[R, D]` is overwritten, `dw[V, D]` added to.
+/// results, `lse` and `entropy` are what it returned. `dx[R, D]` is overwritten, `dw[V, D]` added to; the flag beside it
+/// takes it for zero, whatever stands there.
 ///
 /// By logit z of token v: inv_temperature · (by_logprob · (1[v = target] − p) − by_entropy · p · (ln p + entropy)).
 pub fn head_logprob_backward<E: Element>(
@@ -235,7 +236,7 @@ pub fn head_logprob_backward<E: Element>(
     by_logprob: &[f32],
     by_entropy: &[f32],
     dx: &mut [E],
-    dw: Option<&mut [f32]>,
+    dw: Option<(&mut [f32], bool)>,
 ) {
     let rows = RowData { targets, inv_temperature, banned, lse, entropy, by_logprob, by_entropy };
     head_logprob_backward_on(matmul_path(), x, weight, v, &rows, dx, dw);
@@ -274,26 +275,30 @@ pub(crate) fn head_logprob_backward_on<E: Element>(
     v: usize,
     rows: &RowData<'_>,
     dx: &mut [E],
-    mut dw: Option<&mut [f32]>,
+    mut dw: Option<(&mut [f32], bool)>,
 ) {
     let r = rows.targets.len();
     let columns = [rows.inv_temperature, rows.lse, rows.entropy, rows.by_logprob, rows.by_entropy];
     check_columns(r, v, rows.targets, rows.banned, &columns);
     assert_eq!(x.len(), dx.len(), "dx has the shape of x");
     if r == 0 {
+        if let Some((dw, true)) = dw {
+            dw.fill(0.0);
+        }
         return;
     }
     let d = x.len() / r;
-    if let Some(dw) = &dw {
+    if let Some((dw, _)) = &dw {
         assert_eq!(dw.len(), v * d, "dw is [V, D] = [{v}, {d}]");
     }
     for first in (0..r).step_by(BACKWARD_ROWS) {
         let part = first..(first + BACKWARD_ROWS).min(r);
         let (x, dx) = (&x[part.start * d..part.end * d], &mut dx[part.start * d..part.end * d]);
         let rows = rows.part(part);
+        let dw = dw.as_mut().map(|(dw, fresh)| (&mut **dw, *fresh && first == 0));
         match weight {
-            HeadWeight::F32(_) => backward_rows::<E, f32>(path, x, weight, v, &rows, dx, dw.as_deref_mut()),
-            HeadWeight::Bf16 { .. } => backward_rows::<E, bf16>(path, x, weight, v, &rows, dx, dw.as_deref_mut()),
+            HeadWeight::F32(_) => backward_rows::<E, f32>(path, x, weight, v, &rows, dx, dw),
+            HeadWeight::Bf16 { .. } => backward_rows::<E, bf16>(path, x, weight, v, &rows, dx, dw),
         }
     }
 }
@@ -313,7 +318,7 @@ fn backward_rows<E: Element, O: Element>(
     v: usize,
     rows: &RowData<'_>,
     dx: &mut [E],
-    mut dw: Option<&mut [f32]>,
+    mut dw: Option<(&mut [f32], bool)>,
 ) {
     let r = rows.targets.len();
     let d = x.len() / r;
@@ -329,7 +334,8 @@ fn backward_rows<E: Element, O: Element>(
                         let stride = tokens.len() + padding;
                         let dz = &mut dz[..r * stride];
                         gradients_by_logits(logits, rows, first..last + 1, dz, stride);
-                        backward_products(path, factor, weight, tokens, dz, stride, first > 0, sums, dw.as_deref_mut());
+                        let dw = dw.as_mut().map(|(dw, fresh)| (&mut **dw, *fresh));
+                        backward_products(path, factor, weight, tokens, dz, stride, first > 0, sums, dw);
                     }
                 });
                 parallel::for_rows(dx, d, 64, |first, dx| {
@@ -398,17 +404,17 @@ fn backward_products<O: Element>(
     stride: usize,
     add: bool,
     dx: &mut [f32],
-    dw: Option<&mut [f32]>,
+    dw: Option<(&mut [f32], bool)>,
 ) {
     let r = dz.len() / stride;
     let d = dx.len() / r;
-    let dw = dw.map(|dw| &mut dw[tokens.start * d..tokens.end * d]);
+    let dw = dw.map(|(dw, fresh)| (&mut dw[tokens.start * d..tokens.end * d], fresh));
     match weight {
         HeadWeight::F32(w) => {
             let dz: &[f32] = same_type(dz).expect("f32 weights get f32 gradients");
             products::matmul_f32_nn(dz, r, &w[tokens.start * d..tokens.end * d], tokens.len(), d, add, dx);
-            if let (Some(dw), Some(Factor::F32(x))) = (dw, x) {
-                products::matmul_f32_weight_gradient(dz, x, r, tokens.len(), d, dw);
+            if let (Some((dw, fresh)), Some(Factor::F32(x))) = (dw, x) {
+                products::matmul_f32_weight_gradient(dz, x, r, tokens.len(), d, fresh, dw);
             }
         }
         HeadWeight::Bf16 { backward, .. } => {
@@ -420,8 +426,8 @@ fn backward_products<O: Element>(
             let rows = Rows::RowMajor { x: dz, k: tokens.len(), stride };
             // SAFETY: `dx` is [R, D] and borrowed mutably.
             unsafe { products::multiply_rows(path, rows, r, b, None, target) }
-            if let (Some(dw), Some(Factor::Packed(x))) = (dw, x) {
-                products::weight_gradient_of(path, dz, tokens.len(), stride, x, d, dw);
+            if let (Some((dw, fresh)), Some(Factor::Packed(x))) = (dw, x) {
+                products::weight_gradient_of(path, dz, tokens.len(), stride, x, d, fresh, dw);
             }
         }
     }

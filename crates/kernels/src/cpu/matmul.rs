@@ -146,9 +146,9 @@ pub(crate) fn matmul_bf16_on(
 /// Rows of a weight gradient's contraction that are summed before they are added to it.
 const CONTRACTION: usize = 4096;
 
-/// dw[n, k] += dyᵀ[n, m]·x[m, k], summed over the rows in order.
-pub fn matmul_bf16_weight_gradient(dy: &[bf16], x: &[bf16], m: usize, n: usize, k: usize, dw: &mut [f32]) {
-    matmul_bf16_weight_gradient_on(matmul_path(), dy, x, m, n, k, dw);
+/// dw[n, k] += dyᵀ[n, m]·x[m, k], summed over the rows in order; `fresh` takes dw for zero, whatever stands there.
+pub fn matmul_bf16_weight_gradient(dy: &[bf16], x: &[bf16], m: usize, n: usize, k: usize, fresh: bool, dw: &mut [f32]) {
+    matmul_bf16_weight_gradient_on(matmul_path(), dy, x, m, n, k, fresh, dw);
 }
 
 pub(crate) fn matmul_bf16_weight_gradient_on(
@@ -158,22 +158,26 @@ pub(crate) fn matmul_bf16_weight_gradient_on(
     m: usize,
     n: usize,
     k: usize,
+    fresh: bool,
     dw: &mut [f32],
 ) {
     assert_eq!(dy.len(), m * n, "dy is [m, n] = [{m}, {n}]");
     assert_eq!(x.len(), m * k, "x is [m, k] = [{m}, {k}]");
     assert_eq!(dw.len(), n * k, "dw is [n, k] = [{n}, {k}]");
+    if fresh && m == 0 {
+        dw.fill(0.0);
+    }
     for first in (0..m).step_by(CONTRACTION) {
         let depth = CONTRACTION.min(m - first);
         let (dy, x) = (&dy[first * n..][..depth * n], &x[first * k..][..depth * k]);
         with_scratch(pack::panels_len(depth, k), |panels: &mut [bf16]| {
             pack::columns_from_rows(x, depth, k, panels);
-            weight_gradient_of(path, dy, n, n, Columns::new(panels, depth, k), k, dw);
+            weight_gradient_of(path, dy, n, n, Columns::new(panels, depth, k), k, fresh && first == 0, dw);
         });
     }
 }
 
-/// dw[n, k] += dyᵀ·x for packed x; `dy` has as many rows as x, `stride` apart.
+/// dw[n, k] += dyᵀ·x for packed x, or just its value if `fresh`; `dy` has as many rows as x, `stride` apart.
 pub(crate) fn weight_gradient_of(
     path: MatmulPath,
     dy: &[bf16],
@@ -181,9 +185,11 @@ pub(crate) fn weight_gradient_of(
     stride: usize,
     x: Columns<'_>,
     k: usize,
+    fresh: bool,
     dw: &mut [f32],
 ) {
-    let target = Target::new(Sink::add_to(dw.as_mut_ptr()), k, k);
+    let out = dw.as_mut_ptr();
+    let target = if fresh { Target::new(Sink::F32(out), k, k).not_read_soon() } else { Target::new(Sink::add_to(out), k, k) };
     // SAFETY: `target` covers the borrowed dw.
     unsafe { multiply_rows(path, Rows::Transposed { dy, stride }, n, x, None, target) }
 }

@@ -131,7 +131,7 @@ impl<'w> Tape<'w> {
 
     fn grad_of<'g>(&self, gradients: &'g mut Gradients, id: ParamId) -> Option<&'g mut [f32]> {
         let info = &self.weights.infos()[id.0];
-        self.weights.is_trainable(id).then(|| &mut gradients.flat[info.offset..info.offset + info.len])
+        self.weights.is_trainable(id).then(|| gradients.part(info.offset..info.offset + info.len))
     }
 
     fn step_back(&mut self, out: Var, op: Op<'w>, mut d_out: Buffer, gradients: &mut Gradients) {
@@ -201,6 +201,8 @@ impl<'w> Tape<'w> {
                     // Weight and bias of one norm lie one after the other; borrow both at once.
                     let (low, high) = (infos[weight.0].offset, infos[bias.0].offset);
                     assert!(low < high, "a norm's bias is declared after its weight");
+                    gradients.touch(low..low + infos[weight.0].len);
+                    gradients.touch(high..high + infos[bias.0].len);
                     let (head, tail) = gradients.flat.split_at_mut(high);
                     d_weight = Some(&mut head[low..low + infos[weight.0].len]);
                     d_bias = Some(&mut tail[..infos[bias.0].len]);
@@ -216,6 +218,8 @@ impl<'w> Tape<'w> {
                 let infos = self.weights.infos();
                 let (low, high) = (infos[queries.0].offset, infos[keys.0].offset);
                 assert!(low < high, "the weight of the queries is declared before that of the keys");
+                gradients.touch(low..low + infos[queries.0].len);
+                gradients.touch(high..high + infos[keys.0].len);
                 let (head, tail) = gradients.flat.split_at_mut(high);
                 let d_queries = self.weights.is_trainable(queries).then(|| &mut head[low..low + infos[queries.0].len]);
                 let d_keys = self.weights.is_trainable(keys).then(|| &mut tail[..infos[keys.0].len]);

@@ -220,7 +220,12 @@ fn check_backward<E: Element>(case: &Case, path: MatmulPath, x: &[E], weight: He
     let run = || {
         let mut dx = vec![E::from_f32(f32::NAN); r * d];
         let mut dw = vec![0.5f32; v * d];
-        head_logprob_backward_on(path, x, weight, v, &rows, &mut dx, Some(&mut dw));
+        head_logprob_backward_on(path, x, weight, v, &rows, &mut dx, Some((&mut dw, false)));
+        let mut fresh = vec![f32::NAN; v * d];
+        head_logprob_backward_on(path, x, weight, v, &rows, &mut dx, Some((&mut fresh, true)));
+        for (fresh, dw) in fresh.iter().zip(&dw) {
+            assert!((fresh + 0.5 - dw).abs() < 1e-4, "{fresh} and {dw}");
+        }
         (dx, dw)
     };
     let (dx, dw) = run();

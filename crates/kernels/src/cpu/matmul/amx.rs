@@ -5,7 +5,7 @@
 //! `tileloadd` A drives B out of the first-level cache, and the same loop reaches 1.7.
 
 use super::kernel::Block;
-use super::target::Outgoing;
+use super::target::{Form, Outgoing};
 use std::arch::asm;
 use std::arch::x86_64::_mm512_loadu_ps;
 use std::marker::PhantomData;
@@ -67,11 +67,13 @@ impl Tiles {
     pub(super) unsafe fn multiply_and_write(&self, block: &Block, outgoing: &Outgoing) {
         // SAFETY: as promised by the caller.
         unsafe {
-            match (outgoing.base, block.fresh) {
-                (None, true) => fresh_write_bf16(block, outgoing, 0),
-                (None, false) => more_write_bf16(block, outgoing, 0),
-                (Some(base), true) => fresh_write_f32(block, outgoing, base),
-                (Some(base), false) => more_write_f32(block, outgoing, base),
+            match (outgoing.form, block.fresh) {
+                (Form::Bf16, true) => fresh_write_bf16(block, outgoing, 0),
+                (Form::Bf16, false) => more_write_bf16(block, outgoing, 0),
+                (Form::F32, true) => fresh_write_f32(block, outgoing, 0),
+                (Form::F32, false) => more_write_f32(block, outgoing, 0),
+                (Form::F32Onto(base), true) => fresh_write_onto(block, outgoing, base),
+                (Form::F32Onto(base), false) => more_write_onto(block, outgoing, base),
             }
         }
     }
@@ -291,6 +293,16 @@ write!(
 write!(
     fresh_write_f32,
     more_write_f32,
+    "vaddps zmm16, zmm18, [{sums}]",
+    "vaddps zmm17, zmm19, [{sums} + 64]",
+    "vmovntps [{out}], zmm16",
+    "vmovntps [{out} + 64], zmm17",
+    "add {sums}, 128",
+    "add {out}, {row}"
+);
+write!(
+    fresh_write_onto,
+    more_write_onto,
     "vaddps zmm16, zmm18, [{sums}]",
     "vaddps zmm17, zmm19, [{sums} + 64]",
     "vaddps zmm16, zmm16, [{out} + {base}]",

@@ -72,14 +72,14 @@ pub fn matmul_f32_nn(dy: &[f32], m: usize, w_nk: &[f32], n: usize, k: usize, add
     product(a, b, m, k, n, add, dx);
 }
 
-/// dw[n, k] += dyᵀ[n, m]·x[m, k].
-pub fn matmul_f32_weight_gradient(dy: &[f32], x: &[f32], m: usize, n: usize, k: usize, dw: &mut [f32]) {
+/// dw[n, k] += dyᵀ[n, m]·x[m, k]; `fresh` takes dw for zero, whatever stands there.
+pub fn matmul_f32_weight_gradient(dy: &[f32], x: &[f32], m: usize, n: usize, k: usize, fresh: bool, dw: &mut [f32]) {
     assert_eq!(dy.len(), m * n, "dy is [m, n] = [{m}, {n}]");
     assert_eq!(x.len(), m * k, "x is [m, k] = [{m}, {k}]");
     assert_eq!(dw.len(), n * k, "dw is [n, k] = [{n}, {k}]");
     let a = Operand { data: dy, row_stride: 1, column_stride: n };
     let b = Operand { data: x, row_stride: k, column_stride: 1 };
-    product(a, b, n, k, m, true, dw);
+    product(a, b, n, k, m, !fresh, dw);
 }
 
 /// out[m, n] = x[m, k]·Wᵀ for row-major W `[n, k]` on this thread, rows of `out` `stride` apart. The bits are those of

@@ -35,6 +35,8 @@ pub(crate) struct Target {
     pub(crate) columns: usize,
     /// Write past the caches: see [`Target::past_caches`].
     pub(crate) past_caches: bool,
+    /// Nobody reads a plain f32 output soon; it may be written past the caches too.
+    not_read_soon: bool,
 }
 
 // SAFETY: tasks write disjoint blocks, see `multiply_rows`.
@@ -81,10 +83,20 @@ pub(super) struct Outgoing {
     pub(super) out: *mut u8,
     /// Bytes from row to row.
     pub(super) stride: usize,
-    /// Where an f32 output's base lies, in bytes from the output; the output is bf16 without one.
-    pub(super) base: Option<isize>,
+    pub(super) form: Form,
     /// Bytes from a row to the one of the next block whose base is wanted then.
     pub(super) ahead: isize,
+}
+
+/// What becomes of the sums that go out.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Form {
+    /// They are rounded.
+    Bf16,
+    /// They stay as they are.
+    F32,
+    /// They go on top of a base, so many bytes from the output.
+    F32Onto(isize),
 }
 
 /// Bytes of an output that the second-level cache will not keep.
@@ -93,7 +105,12 @@ const LARGE: usize = 2 << 20;
 impl Target {
     /// An output whose rows, `stride` apart, start with its first column.
     pub(crate) fn new(sink: Sink, stride: usize, columns: usize) -> Self {
-        Self { sink, stride, columns, past_caches: false }
+        Self { sink, stride, columns, past_caches: false, not_read_soon: false }
+    }
+
+    /// The same output, which nobody reads soon.
+    pub(crate) fn not_read_soon(self) -> Self {
+        Self { not_read_soon: true, ..self }
     }
 
     /// Whether `rows` rows of output are better written past the caches: an ordinary store to memory first reads the
@@ -102,6 +119,7 @@ impl Target {
         let (start, size) = match self.sink {
             Sink::F32Add { base, out } if !std::ptr::eq(base, out) => (out as usize, size_of::<f32>()),
             Sink::Bf16(out) => (out as usize, size_of::<bf16>()),
+            Sink::F32(out) if self.not_read_soon => (out as usize, size_of::<f32>()),
             _ => return self,
         };
         let row = self.stride * size;
@@ -132,7 +150,7 @@ impl Target {
     /// The target has this place.
     pub(super) unsafe fn sums(&self, place: Place) -> Option<(*mut f32, usize)> {
         match self.sink {
-            Sink::F32(out) if place.height == PANEL && place.width == PANEL => {
+            Sink::F32(out) if !self.past_caches && place.height == PANEL && place.width == PANEL => {
                 // SAFETY: as the caller promises.
                 Some((unsafe { out.add(place.row * self.stride + place.column) }, self.stride))
             }
@@ -161,10 +179,12 @@ impl Target {
         if !(self.past_caches && full(place) && full(next)) {
             return None;
         }
-        let (out, size, base) = match self.sink {
-            Sink::F32Add { base, out } => (out as *mut u8, size_of::<f32>(), Some(base as isize - out as isize)),
-            Sink::Bf16(out) => (out as *mut u8, size_of::<bf16>(), None),
-            Sink::F32(_) => return None,
+        let (out, size, form) = match self.sink {
+            Sink::F32Add { base, out } => {
+                (out.cast::<u8>(), size_of::<f32>(), Form::F32Onto(base as isize - out as isize))
+            }
+            Sink::F32(out) => (out.cast(), size_of::<f32>(), Form::F32),
+            Sink::Bf16(out) => (out.cast(), size_of::<bf16>(), Form::Bf16),
         };
         let start = |place: Place| (place.row * self.stride + place.column) * size;
         let mut all = [0.0; PANEL];
@@ -176,7 +196,7 @@ impl Target {
             bias: all,
             out: out.wrapping_add(start(place)),
             stride: self.stride * size,
-            base,
+            form,
             ahead: start(next) as isize - start(place) as isize,
         })
     }
@@ -194,6 +214,9 @@ impl Target {
             // SAFETY: the machine has the instructions, and the place lies in the target.
             return unsafe {
                 match self.sink {
+                    Sink::F32(out) if self.past_caches => {
+                        full::<false, true>(c, height, bias, std::ptr::null(), out.add(offset), self.stride)
+                    }
                     Sink::F32(out) => {
                         full::<false, false>(c, height, bias, std::ptr::null(), out.add(offset), self.stride)
                     }

@@ -1,6 +1,7 @@
 //! Products against f64, and the promise that bits depend neither on rows nor on threads, for every path of the machine.
 
 use super::*;
+use crate::memory::Values;
 use crate::parallel::with_threads;
 use crate::reference::matmul as reference;
 use crate::rng::{Purpose, Stream};
@@ -76,9 +77,13 @@ fn bf16_products_match_f64_on_every_path() {
             assert_close(&dx, &reference::matmul_nn(&dy, m, &w, n, k), n, &format!("{what} dx"));
 
             let mut dw = vec![0.25; n * k];
-            matmul_bf16_weight_gradient_on(path, &dy, &x, m, n, k, &mut dw);
-            let expected: Vec<f64> = reference::weight_gradient(&dy, &x, m, n, k).iter().map(|dw| dw + 0.25).collect();
+            matmul_bf16_weight_gradient_on(path, &dy, &x, m, n, k, false, &mut dw);
+            let fresh = reference::weight_gradient(&dy, &x, m, n, k);
+            let expected: Vec<f64> = fresh.iter().map(|dw| dw + 0.25).collect();
             assert_close(&dw, &expected, m, &format!("{what} dw"));
+            dw.fill(f32::NAN);
+            matmul_bf16_weight_gradient_on(path, &dy, &x, m, n, k, true, &mut dw);
+            assert_close(&dw, &fresh, m, &format!("{what} fresh dw"));
         }
     }
 }
@@ -112,8 +117,8 @@ fn long_contractions_of_weight_gradients_match_f64() {
     let (m, n, k) = (CONTRACTION + 70, 20, 36);
     let (dy, x) = (narrow(&numbers(m * n, 1)), narrow(&numbers(m * k, 2)));
     for path in MatmulPath::available() {
-        let mut dw = vec![0.0; n * k];
-        matmul_bf16_weight_gradient_on(path, &dy, &x, m, n, k, &mut dw);
+        let mut dw = vec![f32::NAN; n * k];
+        matmul_bf16_weight_gradient_on(path, &dy, &x, m, n, k, true, &mut dw);
         assert_close(&dw, &reference::weight_gradient(&dy, &x, m, n, k), 4 * m, &format!("{path:?}"));
     }
 }
@@ -140,12 +145,53 @@ fn a_row_has_the_same_bits_for_any_number_of_rows_and_threads() {
         let gradient = |threads| {
             with_threads(threads, || {
                 let mut dw = vec![0.0; n * n];
-                matmul_bf16_weight_gradient_on(path, &x[..600 * n], &x[7..600 * n + 7], 600, n, n, &mut dw);
+                matmul_bf16_weight_gradient_on(path, &x[..600 * n], &x[7..600 * n + 7], 600, n, n, false, &mut dw);
                 bits(&dw)
             })
         };
         assert_eq!(gradient(1), gradient(2), "{path:?}");
         assert_eq!(gradient(1), gradient(5), "{path:?}");
+    }
+}
+
+/// Large outputs that start on a line are written past the caches, and where there are steps enough under the products
+/// of the next block; one element further nothing of that happens.
+#[test]
+fn large_outputs_have_the_same_bits_wherever_they_start() {
+    // Rows of whole lines; blocks that are full, short and narrow; few steps of k, one slice of many, several slices.
+    for (m, n, k) in [(520, 2080, 70), (557, 2080, 576), (600, 2064, 1300)] {
+        let (x, w) = (narrow(&numbers(m * k, 1)), numbers(n * k, 2));
+        let (base, bias) = (numbers(m * n, 3), numbers(n, 4));
+        let mut packed = PackedMatrix::new(k, n);
+        packed.pack_transposed(&w);
+        let mut wide: Values<f32> = Values::zeroed(m * n + 16);
+        let mut short: Values<bf16> = Values::zeroed(m * n + 32);
+        for path in MatmulPath::available() {
+            for bias in [None, Some(bias.as_slice())] {
+                let mut run = |start: usize| {
+                    let out = &mut wide[start..start + m * n];
+                    matmul_bf16_on(path, &x, m, &packed, bias, Output::F32Onto { base: &base, out });
+                    let onto = bits(out);
+                    let out = &mut short[start..start + m * n];
+                    matmul_bf16_on(path, &x, m, &packed, bias, Output::Bf16(out));
+                    let rounded: Vec<u16> = out.iter().map(|value| value.to_bits()).collect();
+                    (onto, rounded)
+                };
+                assert!(run(0) == run(1), "{path:?} {m}x{n}x{k}, bias {}", bias.is_some());
+            }
+        }
+    }
+    let (m, n, k) = (700, 1030, 576);
+    let (dy, x) = (narrow(&numbers(m * n, 5)), narrow(&numbers(m * k, 6)));
+    let mut wide: Values<f32> = Values::zeroed(n * k + 16);
+    for path in MatmulPath::available() {
+        let mut run = |start: usize| {
+            let dw = &mut wide[start..start + n * k];
+            dw.fill(f32::NAN);
+            matmul_bf16_weight_gradient_on(path, &dy, &x, m, n, k, true, dw);
+            bits(dw)
+        };
+        assert!(run(0) == run(1), "{path:?} dw");
     }
 }
 
@@ -168,9 +214,13 @@ fn f32_products_match_f64() {
         matmul_f32_nn(&dy, m, &w, n, k, false, &mut dx);
         assert_close(&dx, &reference::matmul_nn(&dy, m, &w, n, k), n, &format!("{what} dx"));
         let mut dw = vec![0.25; n * k];
-        matmul_f32_weight_gradient(&dy, &x, m, n, k, &mut dw);
-        let expected: Vec<f64> = reference::weight_gradient(&dy, &x, m, n, k).iter().map(|dw| dw + 0.25).collect();
+        matmul_f32_weight_gradient(&dy, &x, m, n, k, false, &mut dw);
+        let fresh = reference::weight_gradient(&dy, &x, m, n, k);
+        let expected: Vec<f64> = fresh.iter().map(|dw| dw + 0.25).collect();
         assert_close(&dw, &expected, m, &format!("{what} dw"));
+        dw.fill(f32::NAN);
+        matmul_f32_weight_gradient(&dy, &x, m, n, k, true, &mut dw);
+        assert_close(&dw, &fresh, m, &format!("{what} fresh dw"));
     }
 }
 
@@ -198,7 +248,7 @@ fn an_f32_row_has_the_same_bits_for_any_number_of_rows_and_threads() {
         }
         let gradient = || {
             let mut dw = vec![0.0; n * k];
-            matmul_f32_weight_gradient(&dy, &x, rows, n, k, &mut dw);
+            matmul_f32_weight_gradient(&dy, &x, rows, n, k, false, &mut dw);
             bits(&dw)
         };
         let dw = gradient();
@@ -231,7 +281,15 @@ fn bias_gradients_are_column_sums() {
 fn empty_products_do_nothing() {
     let packed = PackedMatrix::new(8, 4);
     matmul_bf16(&[], 0, &packed, None, Output::F32(&mut []));
-    matmul_bf16_weight_gradient(&[], &[], 0, 4, 8, &mut [0.0; 32]);
+    let mut dw = [1.0; 32];
+    matmul_bf16_weight_gradient(&[], &[], 0, 4, 8, false, &mut dw);
+    assert_eq!(dw, [1.0; 32]);
+    matmul_bf16_weight_gradient(&[], &[], 0, 4, 8, true, &mut dw);
+    assert_eq!(dw, [0.0; 32]);
     matmul_f32_nt(&[], 0, &[0.0; 32], 4, 8, None, false, &mut []);
-    matmul_f32_weight_gradient(&[], &[], 0, 4, 8, &mut [0.0; 32]);
+    dw.fill(1.0);
+    matmul_f32_weight_gradient(&[], &[], 0, 4, 8, false, &mut dw);
+    assert_eq!(dw, [1.0; 32]);
+    matmul_f32_weight_gradient(&[], &[], 0, 4, 8, true, &mut dw);
+    assert_eq!(dw, [0.0; 32]);
 }
