@@ -211,7 +211,20 @@ fn head_case() -> Vec<Measured> {
     let (mut dx, mut dw) = (vec![bf16::ZERO; r * d], vec![0.0; v * d]);
     results.push(measure(format!("head backward {r}x{d}x{v}"), 3.0 * flops, 0.0, || {
         let by = &ones;
-        head_logprob_backward(&x, weight, v, &targets, by, &[], &lse, &entropy, by, by, &mut dx, Some((&mut dw, false)));
+        head_logprob_backward(
+            &x,
+            weight,
+            v,
+            &targets,
+            by,
+            &[],
+            &lse,
+            &entropy,
+            by,
+            by,
+            &mut dx,
+            Some((&mut dw, false)),
+        );
     }));
     results
 }

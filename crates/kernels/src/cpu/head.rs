@@ -25,8 +25,10 @@ pub use softmax::Scaling;
 
 /// Tokens of the vocabulary whose logits are reduced together. Part of the definition of the result's bits.
 pub(crate) const CHUNK: usize = 1024;
-/// Rows of one task; its logits take 0.5 MiB.
+/// Rows of one task with bf16 weights, whose logits take 0.5 MiB.
 const TASK_ROWS: usize = 128;
+/// The same with f32 weights, which are brought into order again for every task.
+const TASK_ROWS_F32: usize = 512;
 /// Logits between the rows of a block: rows a power of two apart would share their place in the caches.
 const PADDING: usize = 16;
 /// Rows that the backward pass handles at a time: the gradient of the whole weight is read and written once for each
@@ -108,6 +110,14 @@ impl Logits<'_> {
                 unsafe { products::f32_nt_serial(x, rows.len(), w, tokens.len(), self.d, out, stride) }
             }
             _ => unreachable!("`with_logits` pairs hidden states with their weight type"),
+        }
+    }
+
+    /// Rows of a task; bits do not depend on it.
+    fn task_rows(&self) -> usize {
+        match self.weight {
+            HeadWeight::F32(_) => TASK_ROWS_F32,
+            HeadWeight::Bf16 { .. } => TASK_ROWS,
         }
     }
 
@@ -197,12 +207,13 @@ pub(crate) fn head_logprob_on<E: Element>(
     }
     with_logits(path, x, r, weight, v, |logits| {
         let chunks = logits.chunks();
-        let groups = r.div_ceil(TASK_ROWS);
+        let task_rows = logits.task_rows();
+        let groups = r.div_ceil(task_rows);
         // One entry per task: the partial results of its rows in its chunk. The chunk's weight serves all rows while it
         // is in the caches.
         let partials: Vec<Vec<Partial>> = parallel::map(groups * chunks, |task| {
-            let first = task % groups * TASK_ROWS;
-            let rows = first..(first + TASK_ROWS).min(r);
+            let first = task % groups * task_rows;
+            let rows = first..(first + task_rows).min(r);
             let tokens = logits.tokens(task / groups);
             let mut partials = Vec::with_capacity(rows.len());
             logits.for_rows(rows, tokens.clone(), |row, z| {
@@ -212,8 +223,8 @@ pub(crate) fn head_logprob_on<E: Element>(
             partials
         });
         for row in 0..r {
-            let group = row / TASK_ROWS;
-            let result = combine((0..chunks).map(|chunk| partials[chunk * groups + group][row % TASK_ROWS]));
+            let group = row / task_rows;
+            let result = combine((0..chunks).map(|chunk| partials[chunk * groups + group][row % task_rows]));
             (logprob[row], entropy[row], lse[row]) = (result.logprob, result.entropy, result.lse);
         }
     });
@@ -378,14 +389,15 @@ fn gradients_by_logits<O: Element>(
     stride: usize,
 ) {
     let r = rows.targets.len();
-    let groups = r.div_ceil(TASK_ROWS);
+    let task_rows = logits.task_rows();
+    let groups = r.div_ceil(task_rows);
     let first_token = logits.tokens(chunks.start).start;
     assert!(dz.len() >= r * stride, "dz is [R, tokens]");
     let dz = SharedPointer(dz.as_mut_ptr());
     parallel::for_chunks(groups * chunks.len(), 1, |task| {
-        let first = task.start % groups * TASK_ROWS;
+        let first = task.start % groups * task_rows;
         let tokens = logits.tokens(chunks.start + task.start / groups);
-        logits.for_rows(first..(first + TASK_ROWS).min(r), tokens.clone(), |row, z| {
+        logits.for_rows(first..(first + task_rows).min(r), tokens.clone(), |row, z| {
             let offset = row * stride + tokens.start - first_token;
             // SAFETY: tasks cover different rows or different tokens of `dz`.
             let out = unsafe { std::slice::from_raw_parts_mut(dz.at(offset), tokens.len()) };
@@ -461,11 +473,12 @@ pub(crate) fn head_logits_on<'a, E: Element>(
     with_logits(path, x, r, weight, v, |logits| {
         let chunks = logits.chunks();
         let out = SharedPointer(out.as_mut_ptr());
-        let groups = r.div_ceil(TASK_ROWS);
+        let task_rows = logits.task_rows();
+        let groups = r.div_ceil(task_rows);
         // The statistics are made while a chunk's logits are in the caches; who picks looks at one chunk more.
         let partials: Vec<Vec<Partial>> = parallel::map(groups * chunks, |task| {
-            let first = task % groups * TASK_ROWS;
-            let rows = first..(first + TASK_ROWS).min(r);
+            let first = task % groups * task_rows;
+            let rows = first..(first + task_rows).min(r);
             let tokens = logits.tokens(task / groups);
             let mut partials = Vec::with_capacity(rows.len());
             logits.for_rows(rows, tokens.clone(), |row, z| {
@@ -477,7 +490,7 @@ pub(crate) fn head_logits_on<'a, E: Element>(
             partials
         });
         let row = |row: usize| {
-            let of_row = (0..chunks).map(|chunk| partials[chunk * groups + row / TASK_ROWS][row % TASK_ROWS]);
+            let of_row = (0..chunks).map(|chunk| partials[chunk * groups + row / task_rows][row % task_rows]);
             RowStatistics::from_partials(scalings[row], of_row.collect())
         };
         (0..r).map(row).collect()

@@ -189,7 +189,8 @@ pub(crate) fn weight_gradient_of(
     dw: &mut [f32],
 ) {
     let out = dw.as_mut_ptr();
-    let target = if fresh { Target::new(Sink::F32(out), k, k).not_read_soon() } else { Target::new(Sink::add_to(out), k, k) };
+    let target =
+        if fresh { Target::new(Sink::F32(out), k, k).not_read_soon() } else { Target::new(Sink::add_to(out), k, k) };
     // SAFETY: `target` covers the borrowed dw.
     unsafe { multiply_rows(path, Rows::Transposed { dy, stride }, n, x, None, target) }
 }

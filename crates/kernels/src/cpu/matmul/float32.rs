@@ -8,14 +8,21 @@
 use crate::cpu::scratch::with_scratch;
 use crate::isa::multiversion;
 use crate::parallel::{self, SharedPointer};
+use crate::team;
 use gemm::Parallelism;
 
 /// k per call: the largest that `gemm` never cuts further.
 const SLICE: usize = 512;
-/// Output rows of a task.
+/// Rows of a task where sums are made or changed row by row.
 const ROWS: usize = 256;
-/// Output columns of a task.
-const COLUMNS: usize = 512;
+/// Most output columns of a task.
+const COLUMNS: usize = 640;
+/// Most output rows of a task: `gemm` packs the columns again for each, which is worth it for many rows.
+const MOST_ROWS: usize = 2048;
+/// Rows below which a task costs more than it spares.
+const LEAST_ROWS: usize = 64;
+/// Bytes of a task's sums that stay in the second-level cache while many slices of k are added to them.
+const SUMS_BYTES: usize = 768 << 10;
 /// `gemm` sums results of at most this many elements in another order.
 const TINY: usize = 256;
 
@@ -113,10 +120,8 @@ pub(crate) unsafe fn f32_nt_serial(
         });
         return;
     }
-    for row in (0..m).step_by(ROWS) {
-        // SAFETY: rows `row..row + ROWS` of the output, as far as they exist.
-        unsafe { block(a, b, row, ROWS.min(m - row), 0, n, k, false, out.add(row * stride), stride) }
-    }
+    // SAFETY: as promised by the caller.
+    unsafe { block(a, b, 0, m, 0, n, k, false, out, stride) }
 }
 
 /// out[m, n] (+)= A[m, k]·B[k, n], blocks of the output in parallel.
@@ -133,18 +138,42 @@ fn product(a: Operand<'_>, b: Operand<'_>, m: usize, n: usize, k: usize, add: bo
     if n == 1 {
         return single_column(a, b, k, add, out);
     }
-    let row_groups = m.div_ceil(ROWS);
-    // A last group of one column would be summed in another order: the group before it takes it in.
-    let column_groups = if n > COLUMNS && n % COLUMNS == 1 { n / COLUMNS } else { n.div_ceil(COLUMNS) };
+    let cut = Cut::new(m, n, k);
     let out = SharedPointer(out.as_mut_ptr());
-    parallel::for_chunks(row_groups * column_groups, 1, |task| {
-        let (row, group) = (task.start / column_groups * ROWS, task.start % column_groups);
-        let column = group * COLUMNS;
-        let columns = if group + 1 == column_groups { n - column } else { COLUMNS };
-        let rows = ROWS.min(m - row);
+    parallel::for_chunks(cut.row_groups * cut.column_groups, 1, |task| {
+        let (row, group) = (task.start / cut.column_groups * cut.rows, task.start % cut.column_groups);
+        let column = group * cut.columns;
+        let columns = if group + 1 == cut.column_groups { n - column } else { cut.columns };
+        let rows = cut.rows.min(m - row);
         // SAFETY: (row, column) lies in the output, and tasks write disjoint blocks of it.
         unsafe { block(a, b, row, rows, column, columns, k, add, out.at(row * n + column), n) }
     });
+}
+
+/// How an output is cut into tasks. Bits do not depend on it.
+struct Cut {
+    rows: usize,
+    row_groups: usize,
+    columns: usize,
+    column_groups: usize,
+}
+
+impl Cut {
+    fn new(m: usize, n: usize, k: usize) -> Self {
+        let columns = n.div_ceil(n.div_ceil(COLUMNS)).next_multiple_of(16);
+        // A last group of one column would be summed in another order: the group before it takes it in.
+        let column_groups = if n > columns && n % columns == 1 { n / columns } else { n.div_ceil(columns) };
+        let few_slices = k <= 3 * SLICE;
+        let most = if few_slices { MOST_ROWS } else { SUMS_BYTES / size_of::<f32>() / columns };
+        let threads = team::num_threads();
+        let mut row_groups = m.div_ceil(most);
+        // As many tasks for every thread, as long as they are worth their start.
+        if m / row_groups.next_multiple_of(threads) >= LEAST_ROWS {
+            row_groups = row_groups.next_multiple_of(threads);
+        }
+        let rows = m.div_ceil(row_groups).next_multiple_of(16);
+        Self { rows, row_groups: m.div_ceil(rows), columns, column_groups }
+    }
 }
 
 /// One block of the output, padded with zero rows where `gemm` would sum differently.
@@ -215,13 +244,15 @@ unsafe fn slices<'a>(
     b_from: impl Fn(usize) -> *const f32,
     b: Operand<'a>,
 ) {
-    for depth in (0..k).step_by(SLICE) {
+    // Slices of one length: a short last one would cost a pass over the sums for little.
+    let slice = k.div_ceil(k.div_ceil(SLICE));
+    for depth in (0..k).step_by(slice) {
         // SAFETY: as the caller promises; the strides fit isize because the slices exist.
         unsafe {
             gemm::gemm(
                 rows,
                 columns,
-                SLICE.min(k - depth),
+                slice.min(k - depth),
                 out.0,
                 1,
                 out.1 as isize,

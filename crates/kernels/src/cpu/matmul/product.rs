@@ -420,7 +420,8 @@ impl Part<'_> {
             let outgoing = finished.filter(|one| {
                 self.kernel.takes_along(block.num_tiles, block.steps) && inside.is_none() && one.sums != c.cast_const()
             });
-            let outgoing = outgoing.and_then(|one| target.outgoing(one.sums, self.bias_of(one.place), one.place, place));
+            let outgoing =
+                outgoing.and_then(|one| target.outgoing(one.sums, self.bias_of(one.place), one.place, place));
             if outgoing.is_some() {
                 *finished = None;
             } else {
