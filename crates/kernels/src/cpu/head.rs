@@ -16,6 +16,7 @@ use super::scratch::with_scratch;
 use crate::element::{Element, bf16};
 use crate::isa::{MatmulPath, matmul_path};
 use crate::parallel::{self, SharedPointer};
+use crate::team;
 use softmax::{Partial, combine, logit_gradients, partial};
 use std::any::TypeId;
 use std::ops::Range;
@@ -29,6 +30,8 @@ pub(crate) const CHUNK: usize = 1024;
 const TASK_ROWS: usize = 128;
 /// The same with f32 weights, which are brought into order again for every task.
 const TASK_ROWS_F32: usize = 512;
+/// Weights that are asked for beside the statistics of one row: about what a core can have under way.
+const ASKED: usize = 96 * 32;
 /// Logits between the rows of a block: rows a power of two apart would share their place in the caches.
 const PADDING: usize = 16;
 /// Rows that the backward pass handles at a time: the gradient of the whole weight is read and written once for each
@@ -118,6 +121,18 @@ impl Logits<'_> {
         match self.weight {
             HeadWeight::F32(_) => TASK_ROWS_F32,
             HeadWeight::Bf16 { .. } => TASK_ROWS,
+        }
+    }
+
+    /// Asks for a part of a chunk's weights, which come while statistics are made.
+    fn ask_for(&self, chunk: usize, part: usize) {
+        if let HeadWeight::Bf16 { forward, .. } = self.weight
+            && chunk < self.chunks()
+        {
+            let values = forward.columns().columns(self.tokens(chunk)).values();
+            if let Some(values) = values.chunks(ASKED).nth(part) {
+                pack::ask_for(values);
+            }
         }
     }
 
@@ -485,6 +500,7 @@ pub(crate) fn head_logits_on<'a, E: Element>(
                 partials.push(partial(z, tokens.start, &scalings[row], u32::MAX));
                 // SAFETY: tasks cover different rows or different tokens of `out`.
                 unsafe { products::copy_past_caches(z, out.at(row * v + tokens.start)) }
+                logits.ask_for(task / groups + team::num_threads(), row - first);
             });
             products::finish_stores();
             partials

@@ -127,16 +127,21 @@ pub(crate) fn some_columns(dy: &[bf16], stride: usize, rows: Range<usize>, steps
 
 /// Asks for 32 rows of some columns: they lie too far apart for the hardware to guess.
 fn prefetch_strip(data: &[bf16], stride: usize, row: usize, columns: &Range<usize>) {
-    #[cfg(target_arch = "x86_64")]
     for row in row..row + STEP {
         let Some(line) = data.get(row * stride + columns.start..row * stride + columns.end) else { return };
-        for part in line.chunks(STEP) {
-            // SAFETY: SSE is part of x86-64, and prefetching never faults.
-            unsafe { std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T1 }>(part.as_ptr().cast()) }
-        }
+        ask_for(line);
+    }
+}
+
+/// Asks for values to come into the second-level cache.
+pub(crate) fn ask_for(values: &[bf16]) {
+    #[cfg(target_arch = "x86_64")]
+    for line in values.chunks(STEP) {
+        // SAFETY: SSE is part of x86-64, and prefetching never faults.
+        unsafe { std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T1 }>(line.as_ptr().cast()) }
     }
     #[cfg(not(target_arch = "x86_64"))]
-    let _ = (data, stride, row, columns);
+    let _ = values;
 }
 
 /// B from row-major `w[k, n]`.

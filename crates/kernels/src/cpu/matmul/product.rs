@@ -57,6 +57,12 @@ impl<'a> Columns<'a> {
         Self { first_step: self.first_step + first, steps, ..self }
     }
 
+    /// Everything, in the order of memory, if no k is left out.
+    pub(crate) fn values(&self) -> &'a [bf16] {
+        let first = self.first_panel * self.panel_stride;
+        &self.data[first..first + self.panels * self.panel_stride]
+    }
+
     fn slice(&self, panel: usize, steps: Range<usize>) -> &'a [bf16] {
         let start = (self.first_panel + panel) * self.panel_stride + (self.first_step + steps.start) * 2 * TILE_LEN;
         &self.data[start..start + steps.len() * 2 * TILE_LEN]
@@ -206,6 +212,11 @@ pub(crate) unsafe fn multiply_rows(
                     return;
                 }
                 let (group, panels) = (task / cut.panel_groups, cut.panels_of(task % cut.panel_groups));
+                if cut.blocks <= 1 {
+                    // The products ask for what lies further ahead; the beginning comes while rows are packed.
+                    let beginning = b.slice(panels.start, 0..b.steps);
+                    pack::ask_for(&beginning[..beginning.len().min(STREAM_AHEAD)]);
+                }
                 let blocks = cut.blocks_of(group);
                 let rows = blocks.start * PANEL..(blocks.end * PANEL).min(m);
                 // SAFETY: tasks differ in their rows or in their panels, so no two write the same element.
