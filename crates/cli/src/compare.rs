@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use foveate_train::eval::records::Prediction;
+use foveate_train::eval::records::{Prediction, clusters};
 use foveate_train::eval::statistics::{paired_difference, wilson};
 use foveate_train::report::page::percent;
 
@@ -19,8 +19,8 @@ pub struct Args {
     at: String,
 }
 
-/// Answers of one run to one suite, by question.
-type Answers = Vec<(String, bool)>;
+/// Answers of one run to one suite, in the order of the questions.
+type Answers = Vec<Prediction>;
 
 /// Prints accuracy per run and suite, and the paired difference to the first run.
 pub fn run(args: Args) -> anyhow::Result<()> {
@@ -29,7 +29,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         println!("{suite}");
         for (place, run) in args.runs.iter().enumerate() {
             let answers = if place == 0 { base.clone() } else { read(run, &args.at, suite)? };
-            let right = answers.iter().filter(|(_, right)| *right).count();
+            let right = answers.iter().filter(|answer| answer.correct).count();
             let share = wilson(right as u64, answers.len() as u64);
             let mut line = format!(
                 "  {:<32}{:>8} [{:.1}, {:.1}]",
@@ -47,17 +47,21 @@ pub fn run(args: Args) -> anyhow::Result<()> {
             println!("{line}");
         }
     }
-    println!("intervals are 95 %: Wilson for shares, paired bootstrap over questions for differences");
+    println!(
+        "intervals are 95 %: Wilson for shares, paired bootstrap over questions for differences (over pictures, where \
+         questions share them)"
+    );
     Ok(())
 }
 
 /// Points by which `other` is better than `base`; nothing if they were asked other questions.
 fn difference(base: &Answers, other: &Answers) -> Option<(f64, f64, f64)> {
-    if base.iter().map(|(id, _)| id).ne(other.iter().map(|(id, _)| id)) {
+    if base.iter().map(|answer| &answer.id).ne(other.iter().map(|answer| &answer.id)) {
         return None;
     }
-    let score = |answers: &Answers| answers.iter().map(|(_, right)| f64::from(u8::from(*right))).collect::<Vec<_>>();
-    let estimate = paired_difference(&score(base), &score(other), None, 0)?;
+    let score =
+        |answers: &Answers| answers.iter().map(|answer| f64::from(u8::from(answer.correct))).collect::<Vec<_>>();
+    let estimate = paired_difference(&score(base), &score(other), clusters(base).as_deref(), 0)?;
     Some((100.0 * estimate.mean, 100.0 * estimate.low, 100.0 * estimate.high))
 }
 
@@ -87,10 +91,9 @@ fn read(run: &Path, at: &str, suite: &str) -> anyhow::Result<Answers> {
         failure(format!("{}: {error}", path.display()), "all runs must have been evaluated on the same suites")
     })?;
     let line = |(index, line): (usize, &str)| {
-        let prediction: Prediction = serde_json::from_str(line).map_err(|error| {
+        serde_json::from_str(line).map_err(|error| {
             failure(format!("{}:{}: {error}", path.display(), index + 1), "the file was changed after the run wrote it")
-        })?;
-        Ok((prediction.id, prediction.correct))
+        })
     };
     text.lines().enumerate().map(line).collect()
 }

@@ -170,7 +170,8 @@ pub fn run(args: Args) -> anyhow::Result<()> {
                 let overlap = data::overlap(&dataset, &open(&other, seed)?);
                 println!("{} rows are in both", overlap.len());
                 for pair in overlap.iter().take(20) {
-                    println!("  {} = {}", pair.train, pair.test);
+                    let how = if pair.by_looks { "   (pictures that look the same)" } else { "" };
+                    println!("  {} = {}{how}", pair.train, pair.test);
                 }
             }
         }

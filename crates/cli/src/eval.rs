@@ -102,6 +102,9 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         if let Some(graded) = &score.graded {
             told("mean score", graded);
         }
+        if let Some(exact) = &score.exact_programs {
+            told("exactly the right program", exact);
+        }
         for (k, estimate) in score.sampled.iter().flat_map(|sampled| &sampled.pass_at) {
             told(&format!("pass@{k}"), estimate);
         }

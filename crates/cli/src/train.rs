@@ -129,10 +129,12 @@ impl Screen {
             Event::Step(record) => {
                 let get = |name: &str| record.metrics.get(name).copied();
                 let mut parts = Vec::new();
-                parts.extend(get("update/loss_sft").map(|loss| format!("loss {loss:.3}")));
+                // What there is of worked examples and of the switch; steps without them would say 0 all the time.
+                let some = |name: &str| get(name).filter(|value| *value != 0.0);
+                parts.extend(some("update/loss_sft").map(|loss| format!("loss {loss:.3}")));
                 parts.extend(get("reward/mean").map(|reward| format!("reward {reward:.2}")));
                 parts.extend(get("reward/accuracy/mean").map(|share| format!("right {}", percent(share))));
-                parts.extend(get("mode/memorise_fraction").map(|share| format!("memorised {}", percent(share))));
+                parts.extend(some("mode/memorise_fraction").map(|share| format!("memorised {}", percent(share))));
                 parts.extend(get("time/tokens_per_sec").map(|speed| format!("{speed:.0} tokens/s")));
                 let message = parts.join(" · ");
                 self.bar.set_position(record.step);

@@ -160,6 +160,29 @@ fn a_judge_that_goes_away_is_unknown_counted_and_ends_the_run_with_a_hint() {
 }
 
 #[test]
+fn a_refiner_that_goes_away_ends_the_run_too() {
+    let model = Model::start(5);
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let here = folder.path();
+    let chat = format!("{{ url = \"{}\", model = \"m\", attempts = 1, cache = false }}", model.url);
+    let stage = format!(
+        "[[stage]]\nname = \"only\"\nsteps = 9\nmax_unknown = {{ share = 0.2, steps = 4 }}\ntarget = {{ template = \"cot\" }}\n\
+         selector = {{ kind = \"any_correct\" }}\nrewards = [ {{ kind = \"accuracy\" }} ]\nrefiner = {{ writer = {chat} }}\n"
+    );
+    fs::write(here.join("r.toml"), recipe(&stage)).expect("written");
+    // What the language model writes becomes a data set as well.
+    let source = "{ task = \"counting\", rows = 1 }";
+    succeed(&["data", "refine", source, "--out", "fine", "--writer", &chat], here);
+    assert!(fs::read_to_string(here.join("fine/rows.jsonl")).expect("rows").contains("Goal: count. Observation"));
+
+    let told = refuse(&["train", "r.toml", "--out", "run"], here);
+    assert!(told.contains("50 % of the targets of the last steps could not be written anew"), "{told}");
+    assert!(told.contains("unreachable: ") && told.contains("start the server"), "{told}");
+    let run = here.join("run");
+    assert_eq!(column(&run, "refiner/num_failed"), [0.0, 0.0, 2.0], "two targets a step, and the fourth ends it");
+}
+
+#[test]
 fn another_foveate_is_a_judge() {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let here = folder.path();

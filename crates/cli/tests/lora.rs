@@ -184,6 +184,8 @@ steps = 2
 target = { template = "bare" }
 selector = { kind = "any_correct" }
 updates = 2
+rule = { kl = 0.02 }
+reference = { ema = 0.5 }
 
 [[stage]]
 name = "anneal"
@@ -199,12 +201,16 @@ steps = 2
 target = { template = "bare" }
 selector = { kind = "threshold" }
 refiner = {}
+rule = { kl = 0.02 }
+reference = "first/checkpoints/step-000003"
 
 [[stage]]
 name = "queue"
 steps = 3
 target = { template = "bare" }
 selector = { kind = "replay", budget = 5 }
+rule = { kl = 0.02 }
+reference = "adapter_off"
 
 [[stage]]
 name = "always"
@@ -237,6 +243,11 @@ fn adapters_learn_under_every_selector_and_sampler() {
     assert!(!of("dynamic", "dynamic/tries").is_empty());
     assert!(of("replay", "replay/num_kept").iter().any(|kept| *kept > 0.0));
     assert!(of("replay", "update/kl_k3").len() == 3, "against the start of the stage, an adapter");
+    // The start of the stage, a mean of the adapters, a folder, the model underneath.
+    for stage in ["parts", "switch", "threshold", "queue"] {
+        let apart = of(stage, "update/kl_k3");
+        assert!(!apart.is_empty() && apart.iter().skip(1).all(|kl| *kl > 0.0), "{stage}: {apart:?}");
+    }
     assert_eq!(of("parts", "mix/supervised_share")[0], 0.6);
     assert!(of("parts", "update/loss_sft").iter().all(|loss| *loss > 0.0));
     assert!(of("switch", "mode/memorise_fraction").iter().sum::<f64>() > 0.0);
@@ -246,7 +257,7 @@ fn adapters_learn_under_every_selector_and_sampler() {
         assert!(of(stage, "optim/gradient_norm").iter().all(|norm| *norm > 0.0), "{stage}");
     }
     let last = last_checkpoint(&whole);
-    for steps in [[2, 5], [8, 13]] {
+    for steps in [[2, 5], [8, 13], [10, 16]] {
         let out = format!("killed-{}", steps[0]);
         for (attempt, step) in steps.into_iter().enumerate() {
             let mut args = vec!["train", "e.toml", "--out", &out];
@@ -291,6 +302,7 @@ fn settings_that_adapt_nothing_are_refused() {
         ("lora={ language = false }", "adapts nothing"),
         ("train={ vision = false, connector = true, language = false }", "none of the parts that have adapters"),
         ("stage.1.start=\"base/checkpoints/step-000003\"", "is a whole model"),
+        ("stage.1.reference=\"base/checkpoints/step-000003\"", "is a whole model"),
         ("lora.ranks=4", "unknown key `ranks`"),
     ] {
         let found = refuse(&["train", "a.toml", "--out", "run", "--set", set], here);

@@ -135,6 +135,63 @@ fn stages_with_state_run_and_resume_exactly() {
     assert_same(&whole, &here.join("one"));
 }
 
+/// Stages that are held close to other models than the one they start from.
+const HELD: &str = r#"
+[[stage]]
+name = "followed"
+steps = 5
+rule = { kl = 0.05 }
+reference = { ema = 0.5 }
+
+[[stage]]
+name = "named"
+steps = 3
+rule = { kl = { beta = 0.05, where = "reward", estimator = "k1", schedule = "adaptive", target = 0.001, horizon = 60 } }
+reference = "examples"
+"#;
+
+#[test]
+fn references_follow_or_are_named_and_resume_exactly() {
+    let folder = folder_of(&[EXAMPLES, HELD]);
+    let here = folder.path();
+    let each = ["--set", "checkpoint.every=1"];
+    succeed(&[&["train", "r.toml", "--out", "whole"], &each[..]].concat(), here);
+    let whole = here.join("whole");
+    let distance = column(&whole, "followed", "update/kl_k3");
+    assert!(
+        distance[0] < 1e-9 && distance[1..].iter().all(|kl| *kl > 0.0),
+        "it begins where the stage does: {distance:?}"
+    );
+    let distance = column(&whole, "named", "update/kl_k3");
+    assert!(distance[0] > 0.0, "two stages back: {distance:?}");
+    let beta = column(&whole, "named", "update/kl_beta");
+    assert!(beta[0] == 0.05 && beta[1] > 0.05 && beta[2] > beta[1], "it steers by what the reward saw: {beta:?}");
+
+    // Killed where the mean is neither the model's start nor the model.
+    let examples = column(&whole, "examples", "update/loss_sft").len();
+    let args = [&["train", "r.toml", "--out", "killed"], &each[..]].concat();
+    let mut child = foveate(&args, here).spawn().expect("the program starts");
+    wait_for_steps(&mut child, &here.join("killed"), examples + 3);
+    child.kill().expect("killed");
+    child.wait().expect("ended");
+    succeed(&[&args[..], &["--resume"]].concat(), here);
+    assert_same(&whole, &here.join("killed"));
+
+    // A slower mean lags further behind, and a folder is as good as a stage's name.
+    let slower = ["--set", "stage.followed.reference.ema=0.9", "--set", "stage.named.steps=1"];
+    succeed(&[&["train", "r.toml", "--out", "slower"], &slower[..]].concat(), here);
+    let (fast, slow) =
+        (column(&whole, "followed", "update/kl_k3"), column(&here.join("slower"), "followed", "update/kl_k3"));
+    assert!(fast[1] < slow[1] || fast[2] < slow[2], "{fast:?} {slow:?}");
+    let model = format!("stage.followed.reference={:?}", last_checkpoint(&whole).display().to_string());
+    let named = ["--set", &model, "--set", "stage.named.steps=1"];
+    succeed(&[&["train", "r.toml", "--out", "folder"], &named[..]].concat(), here);
+    assert!(column(&here.join("folder"), "followed", "update/kl_k3")[0] > 0.0);
+    let other = [&named[..], &["--set", "model.new.text_hidden=48", "--set", "stage.examples.steps=1"]].concat();
+    let told = refuse(&[&["train", "r.toml", "--out", "other"], &other[..]].concat(), here);
+    assert!(told.contains("other tensors than the run's"), "{told}");
+}
+
 /// One stage of sampled answers with these settings.
 fn one_stage(data: &str, settings: &str) -> String {
     format!(
@@ -183,6 +240,15 @@ fn parts_that_do_not_fit_are_refused() {
         (open, &format!("{accuracy}\nrefiner = {{}}"), "uses none"),
         (open, &format!("{accuracy}\nreference = \"none\"\nrule = {{ kl = 0.1 }}"), "has a KL term"),
         (open, &format!("{accuracy}\nstart = \"nowhere\""), "an earlier stage"),
+        (open, &format!("{accuracy}\nreference = \"nowhere\""), "an earlier stage nor a model"),
+        (open, &format!("{accuracy}\nreference = {{ ema = 1.0 }}"), "outside of 0 to 1"),
+        (open, &format!("{accuracy}\nreference = {{ mean = 0.9 }}"), "unknown key `mean`"),
+        (open, &format!("{accuracy}\nreference = \"adapter_off\""), "learns no adapters"),
+        (
+            open,
+            "rewards = [ { kind = \"thinking_f1\", against = \"refined\" }, { kind = \"accuracy\" } ]",
+            "nothing is refined before",
+        ),
         (open, &format!("{accuracy}\nuntil = {{ window = 3 }}"), "no condition"),
         (open, &format!("{accuracy}\nuntil = {{ at_last = 3 }}"), "did you mean `at_least`?"),
         (open, &format!("{accuracy}\nskip = \"100%\""), "no usable rows"),
@@ -317,6 +383,14 @@ fn test_rows_that_are_trained_on_are_refused() {
     succeed(&["train", "r.toml", "--out", "run", "--set", "data.allow_overlap=true"], here);
     fs::write(here.join("r.toml"), suite("{ task = \"charts\", split = \"id\", rows = 3 }")).expect("written");
     succeed(&["train", "r.toml", "--out", "apart"], here);
+    // The worked examples of a mixture are learned as well.
+    let settings =
+        "rewards = [ { kind = \"accuracy\" } ]\nmix = { kind = \"batch\", share = 0.5, data = \"mine/rows.jsonl\" }";
+    let mixed = one_stage("{ task = \"counting\", rows = 20 }", settings);
+    fs::write(here.join("r.toml"), mixed.replace("[eval]", &format!("test = {{ mine = {hidden} }}\n[eval]")))
+        .expect("written");
+    let told = refuse(&["train", "r.toml", "--out", "mixed"], here);
+    assert!(told.contains("2 rows of the test suite \"mine\""), "{told}");
 }
 
 #[test]

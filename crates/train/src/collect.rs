@@ -46,7 +46,8 @@ pub struct CollectSpec {
     /// Least score of an answer that is kept, from 0 to 100.
     #[serde(default = "default_threshold")]
     pub threshold: f64,
-    /// Most rows per task; tasks that are not named are not bounded.
+    /// Most rows per source: per task, which for rows of a file that name none is the file's name. Sources that are not
+    /// named are not bounded.
     #[serde(default)]
     pub quotas: BTreeMap<String, usize>,
     /// Questions decoded together.

@@ -37,6 +37,9 @@ pub struct Controls {
     pub templates: TemplateStore,
     /// Unknown rewards of the last steps.
     pub unknown: UnknownWatch,
+    /// Targets of the last steps that could not be written anew.
+    #[serde(default)]
+    pub refiner: UnknownWatch,
     /// Rewards that were constant so far.
     pub constant: ConstantWatch,
     /// Requests to language models so far, over all stages, by the name of the reward or helper.
@@ -62,6 +65,7 @@ impl Controls {
             queue: TargetQueue::default(),
             templates: TemplateStore::new(template),
             unknown: UnknownWatch::default(),
+            refiner: UnknownWatch::default(),
             constant: ConstantWatch::default(),
             calls: BTreeMap::new(),
             history: VecDeque::new(),

@@ -69,7 +69,7 @@ pub enum TrainError {
     #[error(transparent)]
     Helper(#[from] SetupError),
     /// Test rows are trained on.
-    #[error("{count} rows of the test suite \"{suite}\" are in the data of stage \"{stage}\", for example {row}")]
+    #[error("{count} rows of the test suite \"{suite}\" are in the data of stage \"{stage}\", for example {row}{}", looks(*by_looks))]
     Overlap {
         /// The suite.
         suite: String,
@@ -77,6 +77,8 @@ pub enum TrainError {
         stage: String,
         /// How many.
         count: usize,
+        /// How many of them by pictures that look the same.
+        by_looks: usize,
         /// Id of the first one.
         row: String,
     },
@@ -88,6 +90,16 @@ pub enum TrainError {
         /// The last failure: name of the reward, what was seen.
         last: String,
         /// What to do about that failure.
+        hint: &'static str,
+    },
+    /// The language model that writes targets anew fails too often.
+    #[error("{} of the targets of the last steps could not be written anew; the last failure: {last}", percent(*share))]
+    Refiner {
+        /// Share of targets that kept their own reasoning.
+        share: f64,
+        /// The last failure.
+        last: String,
+        /// What to do about it.
         hint: &'static str,
     },
     /// The folder already holds a run.
@@ -107,6 +119,9 @@ pub enum TrainError {
     /// The adapters of the checkpoint belong to other weights than those that were loaded.
     #[error("the checkpoint's adapters were learned beside other weights than {} holds now", .0.display())]
     OtherBase(PathBuf),
+    /// A folder that a stage starts from, or is compared with, holds a model of other tensors.
+    #[error("the model in {} has other tensors than the run's", .0.display())]
+    OtherModel(PathBuf),
     /// The checkpoint was computed on another kind of machine.
     #[error("the checkpoint was computed with {was}, this machine computes with {is}")]
     OtherMachine {
@@ -150,7 +165,7 @@ impl TrainError {
                 "take other rows (skip, take, another file), or set data.allow_overlap = true if that is meant"
                     .to_string(),
             ),
-            TrainError::Unknown { hint, .. } => {
+            TrainError::Unknown { hint, .. } | TrainError::Refiner { hint, .. } => {
                 Some(format!("{hint}; then go on with --resume, or allow more with max_unknown.share"))
             }
             TrainError::Occupied(_) => {
@@ -163,6 +178,7 @@ impl TrainError {
             TrainError::OtherBase(_) => {
                 Some("put the model's folder back as it was, or start anew with --out".to_string())
             }
+            TrainError::OtherModel(_) => Some("name a checkpoint of the same architecture".to_string()),
             TrainError::OtherMachine { was, .. } => Some(format!(
                 "bits differ between instruction sets; resume on such a machine, or set FOVEATE_ISA and \
                  FOVEATE_MATMUL to {was}"
@@ -181,4 +197,8 @@ fn percent(share: f64) -> String {
 
 fn told(last: &str) -> String {
     if last.is_empty() { String::new() } else { format!("; the last failure: {last}") }
+}
+
+fn looks(count: usize) -> String {
+    if count == 0 { String::new() } else { format!(" ({count} by pictures that look the same)") }
 }

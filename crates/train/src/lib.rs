@@ -51,9 +51,6 @@ pub mod lora;
 // What a recipe may do to need less memory.
 pub mod memory;
 
-// The frozen model of a KL term.
-pub mod frozen;
-
 // New models from architecture numbers.
 pub mod fresh;
 
@@ -98,6 +95,9 @@ pub mod reserve;
 
 // What of a model a run writes down and reads back.
 pub mod kept;
+
+// The frozen model of a KL term.
+pub mod frozen;
 
 // Adapters into models, and models into one.
 pub mod merge;

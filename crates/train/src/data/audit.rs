@@ -56,6 +56,8 @@ pub struct Overlap {
     pub train: String,
     /// Id in the test set.
     pub test: String,
+    /// The pictures are not the same to the pixel and look the same: resized, re-encoded or brightened.
+    pub by_looks: bool,
 }
 
 /// Looks at every row.
@@ -115,9 +117,7 @@ fn look_alikes(rows: &[Row]) -> Vec<(String, String)> {
     let looks: Vec<Option<(u64, near::Look)>> = rows
         .par_iter()
         .map(|row| {
-            let drawn = row.images.first().is_none_or(|image| matches!(image, ImageData::Drawn(_)));
-            let world = World::ALL.iter().any(|world| world.name() == row.task);
-            if drawn || world {
+            if is_of_world(row) {
                 return None;
             }
             let picture = open_image(row.images.first()?).ok()?;
@@ -141,7 +141,8 @@ pub fn may_overlap(train: &Sources, test: &Sources) -> bool {
     })
 }
 
-/// Test rows whose images and question are in the training set, whatever form the question has there.
+/// Test rows whose images and question are in the training set, whatever form the question has there; and rows whose
+/// question and answer are there about pictures that look the same.
 pub fn overlap(train: &Dataset, test: &Dataset) -> Vec<Overlap> {
     let rows = |dataset: &Dataset| -> Vec<Row> { (0..dataset.len()).map(|i| dataset.text_row(i)).collect() };
     let (train, test) = (rows(train), rows(test));
@@ -151,11 +152,57 @@ pub fn overlap(train: &Dataset, test: &Dataset) -> Vec<Overlap> {
             known.entry(key).or_insert(&row.id);
         }
     }
-    let found = |(row, key): (&Row, Result<Key, String>)| {
-        let train = known.get(&key.ok()?)?;
-        Some(Overlap { train: train.to_string(), test: row.id.clone() })
+    let same = |key: Result<Key, String>| -> Option<String> { Some(known.get(&key.ok()?)?.to_string()) };
+    let same: Vec<Option<String>> = keys(&test).into_iter().map(same).collect();
+    let rest: Vec<&Row> = test.iter().zip(&same).filter(|(_, same)| same.is_none()).map(|(row, _)| row).collect();
+    let mut alike = overlap_by_looks(&train, &rest).into_iter();
+    let mut found = Vec::new();
+    for (row, same) in test.iter().zip(same) {
+        let pair = match same {
+            Some(train) => Some((train, false)),
+            None => alike.next().expect("one entry per row that is not the same").map(|train| (train, true)),
+        };
+        found.extend(pair.map(|(train, by_looks)| Overlap { train, test: row.id.clone(), by_looks }));
+    }
+    found
+}
+
+/// For each test row, the training row with its question and answer whose pictures look the same, if there is one. Only
+/// pictures under a question and answer that both sides have are looked at.
+fn overlap_by_looks(train: &[Row], test: &[&Row]) -> Vec<Option<String>> {
+    let asked = |row: &Row| (question_key(row), row.answer.text());
+    let wanted: std::collections::HashSet<_> = test.iter().map(|row| asked(row)).collect();
+    let candidates: Vec<&Row> = train.iter().filter(|row| wanted.contains(&asked(row))).collect();
+    let mut known: HashMap<_, Vec<(&Row, Vec<near::Look>)>> = HashMap::new();
+    let looked: Vec<_> = candidates.par_iter().map(|row| looks(row)).collect();
+    for (row, looks) in candidates.into_iter().zip(looked) {
+        if let Some(looks) = looks {
+            known.entry(asked(row)).or_default().push((row, looks));
+        }
+    }
+    let alike = |row: &&Row| {
+        let others = known.get(&asked(row))?;
+        let looks = looks(row)?;
+        let alike = |(_, other): &&(&Row, Vec<near::Look>)| {
+            other.len() == looks.len() && other.iter().zip(&looks).all(|(a, b)| a.is_like(b))
+        };
+        others.iter().find(alike).map(|(row, _)| row.id.clone())
     };
-    test.iter().zip(keys(&test)).filter_map(found).collect()
+    test.par_iter().map(alike).collect()
+}
+
+/// What a row's pictures look like; nothing for rows of worlds, whose scenes are compared by their facts.
+fn looks(row: &Row) -> Option<Vec<near::Look>> {
+    if row.images.is_empty() || is_of_world(row) {
+        return None;
+    }
+    row.images.iter().map(|image| Some(near::look(&open_image(image).ok()?))).collect()
+}
+
+/// Whether a world drew the row's pictures, now or before it was written to a file.
+fn is_of_world(row: &Row) -> bool {
+    let drawn = |image: &ImageData| matches!(image, ImageData::Drawn(_));
+    row.images.iter().any(drawn) || World::ALL.iter().any(|world| world.name() == row.task)
 }
 
 /// What two equal rows share: their images and their question, normalised.

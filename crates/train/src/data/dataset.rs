@@ -2,13 +2,16 @@
 //! Knows nothing of order; that is `questions`' work. Rows of worlds are drawn when asked for, rows of files are in
 //! memory. Cost: opening a file reads it once; a world costs nothing until a row is asked for.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::path::Path;
 
 use foveate_kernels::rng::Purpose;
 use foveate_tasks::derive::derive;
 use foveate_tasks::draws::Draws;
-use foveate_tasks::{Answer, Format, PrimerSpec, Quality, Row, Split, WorldSpec, primer, row, row_without_images};
+use foveate_tasks::{
+    Answer, Format, PrimerSpec, Quality, Row, Split, World, WorldSpec, primer, row, row_without_images,
+};
+use rayon::prelude::*;
 
 use super::audit::contradiction;
 use super::config::{Amount, DataSource, RowFilter, Sources, Take};
@@ -299,10 +302,10 @@ fn open_world(source: &DataSource, seed: u64) -> Result<Part, DataError> {
     if rows > u64::from(u32::MAX) {
         return Err(unfit(format!("{rows} rows are too many"), "a world gives up to 4294967295"));
     }
-    let fit: Vec<u64> = match &source.filter {
-        Some(filter) => (0..rows).filter(|index| filter.keeps(&row_without_images(&spec, seed, *index))).collect(),
-        None => (0..rows).collect(),
-    };
+    let mut fit = if world == World::Structure { different(&spec, seed, rows) } else { (0..rows).collect() };
+    if let Some(filter) = &source.filter {
+        fit.retain(|index| filter.keeps(&row_without_images(&spec, seed, *index)));
+    }
     let picked: Vec<u64> =
         pick(fit.len(), source.skip, source.take, seed).into_iter().map(|index| fit[index as usize]).collect();
     if picked.is_empty() {
@@ -316,6 +319,31 @@ fn open_world(source: &DataSource, seed: u64) -> Result<Part, DataError> {
     }
     Ok(Part::World { spec, seed, picked })
 }
+
+/// Indices of `rows` rows that ask different things or show different scenes: those from 0 on, but in the place of a row that
+/// an earlier one asks already, one from behind the last. `structure` needs it, whose L shapes and Pythagorean triangles
+/// are few; the scenes of the other worlds are so many that rows do not repeat.
+/// Cost: every row once without its picture.
+fn different(world: &WorldSpec, seed: u64, rows: u64) -> Vec<u64> {
+    let open = WorldSpec { format: Format::Open, rationale: Quality::None, ..world.clone() };
+    let key = |index: u64| {
+        let row = row_without_images(&open, seed, index);
+        (row.facts, row.question)
+    };
+    let keys: Vec<_> = (0..rows).into_par_iter().map(key).collect();
+    let mut seen = HashSet::with_capacity(keys.len());
+    let fresh: Vec<bool> = keys.into_iter().map(|key| seen.insert(key)).collect();
+    let mut behind = rows..;
+    let mut replaced = |index: u64| {
+        // So many tries bound the time where a world has no more to give; the row comes twice then.
+        behind.by_ref().take(REPLACEMENTS).find(|other| seen.insert(key(*other))).unwrap_or(index)
+    };
+    let all = fresh.into_iter().zip(0..rows);
+    all.map(|(fresh, index)| if fresh { index } else { replaced(index) }).collect()
+}
+
+/// Rows that are looked at to replace one that comes twice.
+const REPLACEMENTS: usize = 100;
 
 /// Pre-training material: one entry per picture.
 fn open_primer(source: &DataSource, world: &WorldSpec, rows_per_image: usize, seed: u64) -> Result<Part, DataError> {

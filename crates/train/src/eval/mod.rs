@@ -2,12 +2,17 @@
 //! Knows rows, prompts, the policy and the accuracy verifier; changes nothing.
 //! Cost: decoding; a suite of 500 short answers takes a small model seconds.
 
+use std::collections::HashMap;
+use std::hash::{DefaultHasher, Hash, Hasher};
+
 use foveate_model::{FinishReason, ModelError, Policy};
+use foveate_tasks::row::{Answer, ImageData, Row};
 use serde::{Deserialize, Serialize};
 
 use crate::ask::AskConfig;
 use crate::data::Dataset;
 use crate::prompt::Prompter;
+use crate::reward::functions;
 use crate::reward::spec::AccuracySpec;
 use crate::reward::{Group as RewardGroup, RewardError, RewardSpec, Rewards, Status, Unknown};
 use crate::rollout::{RowError, SamplingConfig, render, sample};
@@ -163,10 +168,12 @@ fn summarise_sampled(predictions: &[Prediction], spec: &SampledEval) -> SampledS
         .chunks(spec.answers as usize)
         .map(|answers| answers.iter().filter(|answer| answer.correct).count() as u64)
         .collect();
+    let pictures: Option<Vec<u64>> =
+        predictions.chunks(spec.answers as usize).map(|answers| answers.first()?.picture).collect();
     let estimate = |k: u32| {
         let of = |correct: &u64| statistics::pass_at_k(u64::from(spec.answers), *correct, u64::from(k));
         let values: Vec<f64> = questions.iter().filter_map(of).collect();
-        (k, statistics::bootstrap(&values, None, 0))
+        (k, statistics::bootstrap(&values, pictures.as_deref(), 0))
     };
     let pass_at = spec.pass_at.iter().map(|k| estimate(*k)).collect();
     SampledScore { answers: spec.answers, temperature: spec.temperature, pass_at }
@@ -189,6 +196,7 @@ fn answers(
     let rewards = Rewards::new(vec![accuracy], Unknown::Leave, max_new_tokens)?;
     let mut predictions = Vec::with_capacity(rows.len() * num_answers as usize);
     let together = (config.batch / num_answers.max(1) as usize).max(1);
+    let mut pictures = Pictures::default();
     let mut first = 0;
     while first < rows.len() {
         let last = rows.len().min(first + together);
@@ -199,6 +207,7 @@ fn answers(
         let asked: Vec<_> = groups.iter().map(RewardGroup::of).collect();
         let scored = rewards.score(&asked, 0)?;
         for (group, scored) in groups.iter().zip(scored) {
+            let picture = pictures.number(&group.prompt.row);
             for (number, (rollout, scored)) in group.rollouts.iter().zip(&scored).enumerate() {
                 let score = scored.accuracy.unwrap_or(0.0);
                 predictions.push(Prediction {
@@ -211,6 +220,13 @@ fn answers(
                     extracted: scored.verdict.answer.clone(),
                     score,
                     correct: score > config.success,
+                    exact: match &group.prompt.row.answer {
+                        Answer::Functions(gold) => {
+                            Some(functions::exact(scored.verdict.answer.as_deref().unwrap_or(""), gold))
+                        }
+                        _ => None,
+                    },
+                    picture: Some(picture),
                     status: scored.verdict.status.name().to_string(),
                     finish: finish_name(rollout.sampled.finish).to_string(),
                     num_tokens: rollout.sampled.ids.len(),
@@ -219,7 +235,41 @@ fn answers(
         }
         progress(first);
     }
+    if !pictures.shared {
+        predictions.iter_mut().for_each(|prediction| prediction.picture = None);
+    }
     Ok(predictions)
+}
+
+/// Tells questions about the same pictures from others. Drawings of worlds are one question's own.
+#[derive(Default)]
+struct Pictures {
+    numbers: HashMap<Vec<u64>, u64>,
+    num_rows: u64,
+    shared: bool,
+}
+
+impl Pictures {
+    fn number(&mut self, row: &Row) -> u64 {
+        self.num_rows += 1;
+        let own = self.num_rows;
+        let key = |image: &ImageData| {
+            let mut hasher = DefaultHasher::new();
+            match image {
+                ImageData::Path(path) => path.hash(&mut hasher),
+                ImageData::Encoded(bytes) => bytes.hash(&mut hasher),
+                ImageData::Drawn(_) => own.hash(&mut hasher),
+            }
+            hasher.finish()
+        };
+        let mut keys: Vec<u64> = row.images.iter().map(key).collect();
+        if keys.is_empty() {
+            keys.push(own);
+        }
+        let number = *self.numbers.entry(keys).or_insert(own);
+        self.shared |= number != own;
+        number
+    }
 }
 
 /// `stop` or `length`.
@@ -248,7 +298,12 @@ pub fn summarise(predictions: &[Prediction]) -> SuiteScore {
     };
     if predictions.iter().any(|prediction| prediction.score != 0.0 && prediction.score != 1.0) {
         let scores: Vec<f64> = predictions.iter().map(|prediction| f64::from(prediction.score)).collect();
-        score.graded = Some(statistics::bootstrap(&scores, None, 0));
+        score.graded = Some(statistics::bootstrap(&scores, records::clusters(predictions).as_deref(), 0));
+    }
+    let exact: Vec<bool> = predictions.iter().filter_map(|prediction| prediction.exact).collect();
+    if !exact.is_empty() {
+        let right = exact.iter().filter(|exact| **exact).count();
+        score.exact_programs = Some(statistics::wilson(right as u64, exact.len() as u64));
     }
     for prediction in predictions {
         let level: &mut LevelScore = score.levels.entry(prediction.level.to_string()).or_default();
@@ -257,4 +312,56 @@ pub fn summarise(predictions: &[Prediction]) -> SuiteScore {
         level.accuracy = level.num_correct as f64 / level.num_rows as f64;
     }
     score
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn questions_about_one_picture_share_a_number() {
+        let mut row = Row {
+            id: "q".into(),
+            images: vec![],
+            question: "What?".into(),
+            answer: Answer::Text("a cat".into()),
+            choices: vec![],
+            rationale: String::new(),
+            facts: String::new(),
+            task: "vqa".into(),
+            split: "train".into(),
+            level: 1,
+            meta: serde_json::Map::new(),
+        };
+        let mut pictures = Pictures::default();
+        assert_eq!((pictures.number(&row), pictures.number(&row)), (1, 2), "without pictures nothing is shared");
+        assert!(!pictures.shared);
+        row.images = vec![ImageData::Path("a.png".into())];
+        let first = pictures.number(&row);
+        row.images = vec![ImageData::Path("b.png".into())];
+        assert_ne!(pictures.number(&row), first);
+        row.images = vec![ImageData::Path("a.png".into())];
+        assert!(pictures.number(&row) == first && pictures.shared);
+    }
+
+    #[test]
+    fn programs_are_counted_and_shared_pictures_widen_intervals() {
+        let prediction = |index: u64, exact: bool| Prediction {
+            score: if exact { 1.0 } else { 0.6 },
+            correct: true,
+            exact: Some(exact),
+            picture: Some(index / 5),
+            status: "ok".into(),
+            ..Prediction::default()
+        };
+        let many: Vec<Prediction> = (0..40).map(|index| prediction(index, index % 10 < 5)).collect();
+        let score = summarise(&many);
+        assert_eq!((score.accuracy, score.exact_programs.expect("programs").mean), (1.0, 0.5));
+        let alone: Vec<Prediction> =
+            many.iter().map(|p| Prediction { picture: None, exact: None, ..p.clone() }).collect();
+        let alone = summarise(&alone);
+        assert!(alone.exact_programs.is_none());
+        let width = |score: &SuiteScore| score.graded.as_ref().map(|graded| graded.high - graded.low).expect("graded");
+        assert!(width(&score) > 1.5 * width(&alone));
+    }
 }

@@ -63,6 +63,10 @@ pub struct SuiteScore {
     /// Mean of the verifier's scores with a bootstrap interval over questions, where some are neither 0 nor 1.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub graded: Option<Estimate>,
+    /// Share of answers that are exactly the right program, with its Wilson interval, where answers are function calls:
+    /// `accuracy` counts scores above one half, which a program with a wrong call may have.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub exact_programs: Option<Estimate>,
     /// What several drawn answers per question reached, where they were asked for.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub sampled: Option<SampledScore>,
@@ -113,10 +117,22 @@ pub struct Prediction {
     pub score: f32,
     /// Whether it counts as right.
     pub correct: bool,
+    /// Whether it is exactly the right program, in any order, where the answer is function calls.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub exact: Option<bool>,
+    /// Number of the question's pictures in the suite, where several questions share some: one piece of evidence for
+    /// bootstraps.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub picture: Option<u64>,
     /// What the verifier said: `ok`, `no_answer`, ...
     pub status: String,
     /// `stop` or `length`.
     pub finish: String,
     /// Number of tokens.
     pub num_tokens: usize,
+}
+
+/// What a bootstrap draws: the pictures, where questions share some.
+pub fn clusters(predictions: &[Prediction]) -> Option<Vec<u64>> {
+    predictions.iter().map(|prediction| prediction.picture).collect()
 }

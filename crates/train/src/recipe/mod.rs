@@ -5,11 +5,11 @@
 pub mod parse;
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use foveate_model::{Precision, Trainable};
 use serde::de::{self, MapAccess, Visitor, value::MapAccessDeserializer};
-use serde::{Deserialize, Deserializer, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::ask::{AskConfig, TargetConfig};
 use crate::checkpoint::CheckpointConfig;
@@ -144,8 +144,9 @@ pub struct RawStage {
     pub format: Option<Format>,
     /// Weights it starts from: `previous` (the default), `base`, the name of an earlier stage, or a folder.
     pub start: Option<String>,
-    /// Frozen model of the KL term: `stage_start` (the default), `base`, or `none` for a stage that must not have one.
-    /// Loaded only if the rule has a KL term.
+    /// Frozen model of the KL term: `stage_start` (the default), `base`, the name of an earlier stage, a folder,
+    /// `{ ema = 0.99 }` for a mean that follows slowly, or `none` for a stage that must not have one. Loaded only if the
+    /// rule has a KL term.
     pub reference: Option<Reference>,
     /// Optimiser steps (rollout batches, for reinforcement). Give this or `epochs`.
     pub steps: Option<u64>,
@@ -201,16 +202,73 @@ pub struct RawStage {
 }
 
 /// Frozen model of the KL term.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub enum Reference {
     /// The weights at the start of the stage.
     #[default]
     StageStart,
     /// The weights at the start of the run.
     Base,
+    /// The model underneath the adapters that learn, whatever they were when the run began.
+    AdapterOff,
+    /// What an earlier stage left.
+    Stage(String),
+    /// A folder.
+    Folder(PathBuf),
+    /// A mean over the weights that learn, `ema * mean + (1 - ema) * weights` after each step: it begins where the stage
+    /// does and follows. The KL term then slows a run down without tying it to where it began; 0.99 forgets in about a
+    /// hundred steps.
+    Mean(f64),
     /// No model: a rule with a KL term is refused.
     None,
+}
+
+impl Serialize for Reference {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Reference::StageStart => serializer.serialize_str("stage_start"),
+            Reference::Base => serializer.serialize_str("base"),
+            Reference::AdapterOff => serializer.serialize_str("adapter_off"),
+            Reference::None => serializer.serialize_str("none"),
+            Reference::Stage(name) => serializer.serialize_str(name),
+            Reference::Folder(folder) => serializer.serialize_str(&folder.to_string_lossy()),
+            Reference::Mean(ema) => BTreeMap::from([("ema", ema)]).serialize(serializer),
+        }
+    }
+}
+
+// By hand for the same reason as `ModelRef` below. A name that is no word is a folder until the stages are known.
+impl<'de> Deserialize<'de> for Reference {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        #[derive(Deserialize)]
+        #[serde(deny_unknown_fields)]
+        struct Table {
+            ema: f64,
+        }
+        struct Either;
+        impl<'de> Visitor<'de> for Either {
+            type Value = Reference;
+
+            fn expecting(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
+                f.write_str("\"stage_start\", \"base\", \"none\", an earlier stage, a folder, or { ema = 0.99 }")
+            }
+
+            fn visit_str<E: de::Error>(self, name: &str) -> Result<Reference, E> {
+                Ok(match name {
+                    "stage_start" => Reference::StageStart,
+                    "base" => Reference::Base,
+                    "adapter_off" => Reference::AdapterOff,
+                    "none" => Reference::None,
+                    name => Reference::Folder(PathBuf::from(name)),
+                })
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Reference, A::Error> {
+                Ok(Reference::Mean(Table::deserialize(MapAccessDeserializer::new(map))?.ema))
+            }
+        }
+        deserializer.deserialize_any(Either)
+    }
 }
 
 /// Where a run starts.

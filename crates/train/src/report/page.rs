@@ -213,16 +213,21 @@ fn cards(files: &RunFiles) -> String {
     if out.is_empty() { out } else { format!("<div class=\"cards\">{out}</div>") }
 }
 
+/// KL per token between sampler and trainer that one engine never reaches.
+const FAR_APART: f64 = 0.015;
+
 /// What the numbers say in words, where they say something that is easily overlooked.
 pub fn remarks(files: &RunFiles) -> Vec<String> {
     let mut remarks = Vec::new();
     let last = |metric: &str| files.first_and_last_tenth(metric).map(|tenths| tenths.1);
-    if let (Some(dead), Some(all)) = (last("group/dead_fraction"), last("group/all_correct_fraction"))
-        && dead + all > 0.6
+    // Not by right and wrong alone: a failed group teaches where it is memorised, or where another reward differs.
+    if let (Some(useful), Some(dead), Some(all)) =
+        (last("group/useful_fraction"), last("group/dead_fraction"), last("group/all_correct_fraction"))
+        && useful < 0.4
     {
         remarks.push(format!(
-            "At the end {} of the groups have no signal: {} dead, {} all-correct.",
-            percent(dead + all),
+            "At the end {} of the groups teach nothing ({} have no right answer, {} only right ones).",
+            percent(1.0 - useful),
             percent(dead),
             percent(all)
         ));
@@ -230,11 +235,24 @@ pub fn remarks(files: &RunFiles) -> Vec<String> {
     if last("rollout/truncated_fraction").is_some_and(|share| share > 0.3) {
         remarks.push("Many answers run into the length limit: raise max_new_tokens, or reward shorter answers.".into());
     }
-    let format = files.line("reward/format_flag/mean");
-    if let Some((step, _)) = format.iter().find(|point| point.1 > 0.98).filter(|_| format.len() > 20) {
-        remarks.push(format!("The format reward is saturated from step {step} on."));
+    for kind in ["format_flag", "format_tags", "format_box"] {
+        let format = files.line(&format!("reward/{kind}/mean"));
+        if let Some((step, _)) = format.iter().find(|point| point.1 > 0.98).filter(|_| format.len() > 20) {
+            remarks.push(format!("The reward {kind} is saturated from step {step} on."));
+        }
     }
-    if files.line("rollout/logprob_gap_max").iter().any(|point| point.1 > 0.0) {
+    if let Some(unknown) = last("reward/unknown_fraction").filter(|share| *share > 0.0) {
+        remarks.push(format!(
+            "At the end {} of the answers have an unknown reward and teach nothing: see helper/ in metrics.jsonl.",
+            percent(unknown)
+        ));
+    }
+    let apart = files.line("rollout/logprob_gap_kl").iter().map(|point| point.1).fold(0.0, f64::max);
+    if apart > FAR_APART {
+        remarks.push(format!(
+            "Sampler and trainer were up to {apart:.3} apart (KL per token): answers were learned as if others had been drawn."
+        ));
+    } else if files.line("rollout/logprob_gap_max").iter().any(|point| point.1 > 0.0) {
         remarks
             .push("The sampler and the trainer disagreed about log-probabilities; on a CPU they never should.".into());
     }
@@ -298,6 +316,19 @@ fn table(scores: &Scores) -> String {
     }
     let mut below = String::new();
     for (suite, score) in &after.suites {
+        if let Some(exact) = &score.exact_programs {
+            let was = before.suites.get(suite).and_then(|old| old.exact_programs.as_ref()).filter(|_| both);
+            let was = was.map_or(String::new(), |was| format!("{} before, ", percent(was.mean)));
+            write!(
+                below,
+                "<p class=\"sub\">{}: exactly the right program {was}{} <small>{} – {}</small>.</p>",
+                escape(suite),
+                percent(exact.mean),
+                percent(exact.low),
+                percent(exact.high)
+            )
+            .expect("text");
+        }
         if let Some(sampled) = &score.sampled {
             let shares: Vec<String> =
                 sampled.pass_at.iter().map(|(k, of)| format!("pass@{k} {}", percent(of.mean))).collect();
@@ -502,6 +533,36 @@ mod tests {
         for (plain, coded) in [("", ""), ("f", "Zg=="), ("fo", "Zm8="), ("foo", "Zm9v"), ("foobar", "Zm9vYmFy")] {
             assert_eq!(base64(plain.as_bytes()), coded);
         }
+    }
+
+    #[test]
+    fn what_is_easily_overlooked_is_said_in_words() {
+        let files = |metrics: &[(&str, f64)]| {
+            let metrics: BTreeMap<String, f64> =
+                metrics.iter().map(|(name, value)| (name.to_string(), *value)).collect();
+            let step = |step| StepRecord { step, stage: "s".into(), metrics: metrics.clone() };
+            remarks(&RunFiles { steps: (1..=30).map(step).collect(), ..RunFiles::default() })
+        };
+        for (metric, value, told) in [
+            ("reward/format_tags/mean", 1.0, "format_tags is saturated from step 1"),
+            ("reward/unknown_fraction", 0.1, "10.0 % of the answers have an unknown reward"),
+            ("rollout/truncated_fraction", 0.5, "length limit"),
+            ("rollout/logprob_gap_kl", 0.02, "0.020 apart"),
+            ("rollout/logprob_gap_max", 1e-4, "disagreed"),
+        ] {
+            let found = files(&[(metric, value)]);
+            assert!(found.len() == 1 && found[0].contains(told), "{found:?}");
+        }
+        let groups = |useful| {
+            files(&[
+                ("group/dead_fraction", 0.6),
+                ("group/all_correct_fraction", 0.2),
+                ("group/useful_fraction", useful),
+            ])
+        };
+        assert!(groups(0.2)[0].contains("80.0 % of the groups teach nothing (60.0 %"), "{:?}", groups(0.2));
+        assert!(groups(0.8).is_empty(), "failed groups are memorised");
+        assert!(files(&[("reward/unknown_fraction", 0.0), ("rollout/logprob_gap_max", 0.0)]).is_empty());
     }
 
     #[test]

@@ -247,7 +247,7 @@ fn reference_logprobs(parts: &mut Parts, session: &mut Session, groups: &[Group]
     let counts = pack::count(&packed, crate::update::reduction::Count::All);
     let mut answers = Vec::new();
     for batch in pack::pack(&packed, &counts, &options)? {
-        let reference = parts.reference.as_mut().expect("a KL term comes with a reference");
+        let reference = session.reference.as_mut().expect("a KL term comes with a reference");
         let logprob = reference.logprob(&mut session.policy, &batch)?;
         answers
             .extend(batch.sequences.iter().map(|bounds| logprob[bounds.start as usize..bounds.end as usize].to_vec()));

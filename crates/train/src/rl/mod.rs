@@ -13,7 +13,6 @@ use foveate_model::Gradients;
 
 use crate::data::{Dataset, Order, Questions};
 use crate::error::TrainError;
-use crate::frozen::Frozen;
 use crate::reward::refiner::Refiner;
 use crate::reward::remote::writer::Writer;
 use crate::reward::remote::{Outside, Surroundings};
@@ -33,7 +32,6 @@ struct Parts {
     refiner: Option<Refiner>,
     selector: Selector,
     rule: Rule,
-    reference: Option<Frozen>,
     /// Worked examples that are mixed in, and their order.
     examples: Option<(Dataset, Order)>,
     gradients: Gradients,
@@ -71,12 +69,17 @@ pub fn run_stage(session: &mut Session) -> Result<StageEnd, TrainError> {
         let updating = Instant::now();
         let (targets, refined) = update::targets(session, &parts, kept, &plans)?;
         let lesson = Lesson { kept, plans: &plans, targets: &targets, share, shown, dropped: &dropped };
-        let update = learn_step(session, &mut parts, &lesson)?;
+        let mut update = learn_step(session, &mut parts, &lesson)?;
+        // Where the KL term is no part of the loss, the distance is that of the answers when they were sampled.
+        for (rollout, reference) in kept.iter().flat_map(|kept| kept.group.rollouts.iter().zip(&kept.reference)) {
+            update.all.add_reference(&rollout.sampled.logprob, reference);
+        }
+        session.follow()?;
         update::learn_template(session, &parts, kept);
         let update_secs = updating.elapsed().as_secs_f64();
 
         let mut metrics = tell::step_metrics(session, &parts, &gathered, &plans, &update);
-        metrics.extend(tell::refiner_metrics(session, &parts, refined));
+        metrics.extend(tell::refiner_metrics(session, &parts, &refined));
         metrics.insert("time/sample_secs".into(), sample_secs);
         metrics.insert("time/update_secs".into(), update_secs);
         if stage.mix.is_some() {
@@ -84,6 +87,7 @@ pub fn run_stage(session: &mut Session) -> Result<StageEnd, TrainError> {
         }
         tell::write_samples(session, &parts, kept, &plans, &targets)?;
         tell::watch_rewards(session, &parts, &gathered)?;
+        tell::watch_refiner(session, &refined)?;
         session.controls.after(&parts.rule, &update.all, gathered.num_answers as u64);
         session.controls.calls.extend(parts.calls());
         let num_tokens = gathered.num_tokens + update.num_shown_tokens;
@@ -129,6 +133,7 @@ fn open(session: &mut Session) -> Result<Parts, TrainError> {
                     scored and trained: see rollout/sampler_kl and rollout/sampler_ess";
         (session.watch)(Event::Remark(text.to_string()));
     }
+    session.load_reference()?;
     let around = Surroundings { base: base.clone(), folder: Some(session.folder.clone()) };
     let mut outside = Outside::new(&stage.rewards, &around)?;
     outside.set_calls(&session.controls.calls);
@@ -146,7 +151,6 @@ fn open(session: &mut Session) -> Result<Parts, TrainError> {
         refiner,
         selector: stage.selector.resolve(),
         rule,
-        reference: session.reference()?,
         examples,
         gradients: session.policy.new_gradients(),
         banned: Arc::from(session.prompter.banned_ids()),

@@ -43,8 +43,9 @@ pub fn step_metrics(
     }
     metrics.extend(update.all.metrics(&parts.rule).into_iter().map(|(name, value)| (name.to_string(), value)));
     let gap = &update.first.gap;
-    // Past answers were drawn by other weights: their gap says nothing about sampler and trainer.
-    if gap.count > 0 && update.num_replayed == 0 {
+    // Past answers were drawn by other weights, and a corrected ratio is no gap: neither says anything about sampler and
+    // trainer.
+    if gap.count > 0 && update.num_replayed == 0 && !parts.rule.takes_correction_into_ratio() {
         metrics.insert("rollout/logprob_gap_mean".into(), gap.mean_abs());
         metrics.insert("rollout/logprob_gap_max".into(), gap.max_abs);
         metrics.insert("rollout/logprob_gap_kl".into(), gap.kl());
@@ -99,7 +100,7 @@ pub fn step_metrics(
 }
 
 /// What the refiner did, and its template; nothing where there is none.
-pub fn refiner_metrics(session: &Session, parts: &Parts, refined: Refined) -> BTreeMap<String, f64> {
+pub fn refiner_metrics(session: &Session, parts: &Parts, refined: &Refined) -> BTreeMap<String, f64> {
     let mut metrics = BTreeMap::new();
     let Some(refiner) = &parts.refiner else { return metrics };
     metrics.insert("refiner/num_written".to_string(), refined.written as f64);
@@ -150,6 +151,20 @@ pub fn watch_rewards(session: &mut Session, parts: &Parts, gathered: &Gathered) 
         });
     }
     Ok(())
+}
+
+/// Stops a run whose refiner fails too often: its targets would be what they were, and nobody would know.
+pub fn watch_refiner(session: &mut Session, refined: &Refined) -> Result<(), TrainError> {
+    let bound = &session.current().max_unknown;
+    let share = session.controls.refiner.note(bound, refined.failed, refined.failed + refined.written);
+    match (share, &refined.last) {
+        (Some(share), Some(last)) => Err(TrainError::Refiner {
+            share,
+            last: format!("{}: {}", last.kind.name(), last.detail),
+            hint: last.kind.hint(),
+        }),
+        _ => Ok(()),
+    }
 }
 
 /// Writes some groups of the step down.

@@ -10,6 +10,7 @@ use crate::error::TrainError;
 use crate::learn::{Learned, learn};
 use crate::prompt::Prompter;
 use crate::reward::RewardSpec;
+use crate::reward::remote::Failure;
 use crate::rollout::{self, Prompt, RowError};
 use crate::run::Stage;
 use crate::session::Session;
@@ -61,12 +62,14 @@ pub struct Update {
 pub type Targets = Vec<Option<(Vec<u32>, String)>>;
 
 /// How the refiner fared in a step.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Refined {
     /// Targets written anew.
     pub written: usize,
     /// Targets that kept their own reasoning because the language model failed.
     pub failed: usize,
+    /// The last failure.
+    pub last: Option<Failure>,
 }
 
 /// The targets of memorised groups, refined if the stage has a refiner.
@@ -99,6 +102,7 @@ pub fn targets(
             Some(Err(failure)) => {
                 told.failed += 1;
                 tracing::warn!("a target is not refined: {}", failure.detail);
+                told.last = Some(failure);
             }
             Some(Ok(_)) | None => {}
         }
@@ -159,7 +163,7 @@ pub fn learn_step(session: &mut Session, parts: &mut Parts, lesson: &Lesson) -> 
         let counts = pack::count(&groups, rule.count);
         update.counts = update.counts + counts;
         let mut batches: Vec<TokenBatch> = pack::pack(&groups, &counts, &options)?;
-        if let Some(reference) = &mut parts.reference
+        if let Some(reference) = &mut session.reference
             && rule.has_kl_loss()
         {
             for batch in &mut batches {

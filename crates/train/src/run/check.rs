@@ -189,16 +189,23 @@ pub fn overlaps(run: &Run) -> Result<(), TrainError> {
         return Ok(());
     }
     for (suite, sources) in &run.data.test {
+        let test = || data::open(sources, &run.base, run.seed);
         for stage in &run.stage {
-            if !data::may_overlap(&stage.data, sources) {
-                continue;
+            let mut found = Vec::new();
+            if data::may_overlap(&stage.data, sources) {
+                found = data::overlap(&stage.open(&run.base, run.seed)?, &test()?);
             }
-            let found = data::overlap(&stage.open(&run.base, run.seed)?, &data::open(sources, &run.base, run.seed)?);
+            // The worked examples of a mixture are learned too.
+            let examples = stage.mix.as_ref().and_then(|mix| mix.data.as_ref());
+            if let Some(examples) = examples.filter(|examples| data::may_overlap(examples, sources)) {
+                found.extend(data::overlap(&data::open(examples, &run.base, run.seed)?, &test()?));
+            }
             if let Some(first) = found.first() {
                 return Err(TrainError::Overlap {
                     suite: suite.clone(),
                     stage: stage.name.clone(),
                     count: found.len(),
+                    by_looks: found.iter().filter(|pair| pair.by_looks).count(),
                     row: first.test.clone(),
                 });
             }

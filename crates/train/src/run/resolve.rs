@@ -14,6 +14,7 @@ use crate::lora::LoraConfig;
 use crate::optim::OptimSpec;
 use crate::recipe::parse::RecipeError;
 use crate::recipe::{ModelRef, RawRecipe, RawStage, Reference};
+use crate::reward::spec::Against;
 use crate::reward::{RewardSpec, Rewards};
 use crate::rollout::SamplingConfig;
 use crate::source::{self, ModelSource};
@@ -244,7 +245,8 @@ fn resolve_stage(
     {
         return Err(wrong(format!("target.temperature = {at} must be above 0"), "1 is usual, \"same\" as published"));
     }
-    let reference = stage.reference.unwrap_or_default();
+    let reference = resolve_reference(base, stage.reference.clone().unwrap_or_default(), earlier, raw.lora.is_some())
+        .map_err(|(message, hint)| wrong(message, &hint))?;
     if reference == Reference::None && rule.kl.needs_reference() {
         return Err(wrong(
             "reference = \"none\", but its rule has a KL term".into(),
@@ -316,6 +318,44 @@ fn resolve_stage(
     Ok(stage)
 }
 
+/// Tells earlier stages from folders, and refuses what cannot be a frozen model here.
+fn resolve_reference(
+    base: &Path,
+    reference: Reference,
+    earlier: &[&str],
+    adapters: bool,
+) -> Result<Reference, (String, String)> {
+    match reference {
+        Reference::Folder(folder) if earlier.contains(&folder.to_string_lossy().as_ref()) => {
+            Ok(Reference::Stage(folder.to_string_lossy().into_owned()))
+        }
+        Reference::Folder(folder) => {
+            let name = folder.to_string_lossy().into_owned();
+            let found = source::find(base, &name).map_err(|error| {
+                let what = "is neither stage_start, base, none, an earlier stage nor a model";
+                (format!("reference = \"{name}\" {what}: {error}"), error.hint().unwrap_or_default())
+            })?;
+            if adapters && found.adapter.is_none() {
+                return Err((
+                    format!("reference = \"{name}\" is a whole model, and this run learns adapters"),
+                    "with [lora] the reference is the folder of an adapter, an earlier stage, base or adapter_off"
+                        .into(),
+                ));
+            }
+            Ok(Reference::Folder(folder))
+        }
+        Reference::AdapterOff if !adapters => Err((
+            "reference = \"adapter_off\", and this run learns no adapters".into(),
+            "write reference = \"base\", or add [lora]".into(),
+        )),
+        Reference::Mean(ema) if !(0.0..1.0).contains(&ema) => Err((
+            format!("reference.ema = {ema} lies outside of 0 to 1"),
+            "0.99 forgets in about a hundred steps; 0 is the model of the step before".into(),
+        )),
+        reference => Ok(reference),
+    }
+}
+
 /// Refuses parts that are sound alone and cannot work together. Gives what is wrong, and a hint.
 fn combine(stage: &Stage) -> Result<(), (String, String)> {
     let refuse = |message: &str, hint: &str| Err((message.to_string(), hint.to_string()));
@@ -383,6 +423,19 @@ fn combine(stage: &Stage) -> Result<(), (String, String)> {
                 "set refiner.writer, and add { kind = \"checker\", judge = { .. } } to the rewards",
             );
         }
+    }
+    // A language model writes for failed groups alone, and only after answers are scored.
+    let writes_first = stage.refiner.as_ref().is_some_and(|refiner| refiner.writer.is_none());
+    let compares_refined = |reward: &RewardSpec| match reward {
+        RewardSpec::ThinkingF1(thinking) => thinking.against == Against::Refined && !writes_first,
+        RewardSpec::Checker(checker) => checker.against == Against::Refined,
+        _ => false,
+    };
+    if let Some(reward) = stage.rewards.iter().find(|reward| compares_refined(reward)) {
+        return refuse(
+            &format!("{}.against = \"refined\", and nothing is refined before answers are scored", reward.name()),
+            "compare with rationale or facts; thinking_f1 can have \"refined\" beside a refiner without writer",
+        );
     }
     if stage.start_state.is_some() && !stage.target.has_rationale() {
         return refuse(

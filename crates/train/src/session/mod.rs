@@ -99,6 +99,8 @@ pub struct Session<'a> {
     pub optim: AdamW,
     /// Strengths that move, and what is known of the questions.
     pub controls: Controls,
+    /// The frozen model of the stage's KL term, while a stage has one.
+    pub reference: Option<Frozen>,
     /// Index of the running stage.
     pub stage: usize,
     /// Steps done in it.
@@ -113,6 +115,8 @@ pub struct Session<'a> {
     scores: Scores,
     checkpoints: Checkpoints,
     checkpointed: Option<u64>,
+    /// The checkpoint that a resumed run goes on from.
+    resumed: Option<PathBuf>,
     step_began: Instant,
 }
 
@@ -120,6 +124,22 @@ pub struct Session<'a> {
 const STAGE_START: &str = "stage-start";
 /// Folder of the weights at the end of a stage that a later one starts from.
 const STAGE_END: &str = "stage-end";
+/// File of a checkpoint with the values of a reference that follows the weights.
+const REFERENCE: &str = "reference.safetensors";
+
+/// Where the values of a frozen model are.
+enum Values {
+    /// In the run's model.
+    Base,
+    /// Underneath the adapters.
+    Underneath,
+    /// In a file of this run.
+    File(PathBuf),
+    /// In a folder that the recipe names.
+    Folder(PathBuf),
+    /// Here and now: they are those of the model that learns.
+    Current,
+}
 
 impl<'a> Session<'a> {
     /// Begins the run in `folder`, or goes on with what is there.
@@ -179,6 +199,8 @@ impl<'a> Session<'a> {
             scores,
             checkpoints,
             checkpointed: state.map(|state| state.step),
+            resumed: found.as_ref().map(|found| found.path.clone()),
+            reference: None,
             step_began: Instant::now(),
         };
         (session.watch)(Event::Started {
@@ -207,6 +229,8 @@ impl<'a> Session<'a> {
     /// them already.
     pub fn begin_stage(&mut self) -> Result<(), TrainError> {
         let stage = self.current();
+        // That of the stage before gives its memory back first.
+        self.reference = None;
         if self.stage_step == 0 {
             match &stage.start {
                 Start::Previous => {}
@@ -219,7 +243,7 @@ impl<'a> Session<'a> {
                     self.policy.master_mut().copy_from_slice(base.master());
                 }
                 Start::Stage(name) => {
-                    let path = self.folder.join(STAGE_END).join(name).join("weights.safetensors");
+                    let path = self.kept(STAGE_END, name);
                     restore_kept(&mut self.policy, &path)?;
                 }
                 Start::Folder(folder) if self.run.lora.is_some() => {
@@ -227,14 +251,7 @@ impl<'a> Session<'a> {
                 }
                 Start::Folder(folder) => {
                     let other = open_folder(self.run, folder)?;
-                    let folder = self.run.base.join(folder);
-                    if other.master().len() != self.policy.master().len() {
-                        return Err(CheckpointError::Damaged {
-                            path: folder,
-                            reason: "its model has another shape than the run's".into(),
-                        }
-                        .into());
-                    }
+                    self.check_shape(&other, folder)?;
                     self.policy.master_mut().copy_from_slice(other.master());
                 }
             }
@@ -266,10 +283,13 @@ impl<'a> Session<'a> {
         Ok(())
     }
 
-    /// Keeps the weights of a stage that is over, if a later one starts from them.
+    /// Keeps the weights of a stage that is over, if a later one starts from them or is compared with them.
     pub fn end_stage(&mut self) -> Result<(), TrainError> {
         let name = &self.current().name;
-        let wanted = |stage: &Stage| matches!(&stage.start, Start::Stage(wanted) if wanted == name);
+        let wanted = |stage: &Stage| {
+            matches!(&stage.start, Start::Stage(wanted) if wanted == name)
+                || matches!(&stage.reference, Reference::Stage(wanted) if wanted == name)
+        };
         if self.run.stage.iter().any(wanted) {
             self.keep_weights(STAGE_END)?;
         }
@@ -286,59 +306,103 @@ impl<'a> Session<'a> {
         Ok(())
     }
 
-    /// The frozen model of the stage's KL term, if it has one.
-    pub fn reference(&mut self) -> Result<Option<Frozen>, TrainError> {
+    /// Loads the frozen model of the stage's KL term, if it has one.
+    pub fn load_reference(&mut self) -> Result<(), TrainError> {
         let stage = self.current();
         if !stage.needs_reference() {
-            return Ok(None);
+            return Ok(());
         }
+        let values = self.values();
         if self.run.lora.is_some() {
-            return self.adapter_reference().map(Some);
+            self.reference = Some(self.adapter_reference(values)?);
+            return Ok(());
         }
-        let mut reference = base_policy(self.run, &self.home)?;
-        if stage.reference == Reference::StageStart {
-            match &stage.start {
-                Start::Folder(folder) => reference = open_folder(self.run, folder)?,
-                Start::Previous | Start::Stage(_) if self.stage > 0 => {
-                    restore_kept(&mut reference, &self.stage_start())?;
-                }
-                Start::Previous | Start::Stage(_) | Start::Base => {}
+        let mut model = match &values {
+            Values::Folder(folder) => open_folder(self.run, folder)?,
+            _ => base_policy(self.run, &self.home)?,
+        };
+        match values {
+            Values::Base | Values::Underneath => {}
+            Values::Folder(folder) => self.check_shape(&model, &folder)?,
+            Values::File(path) => restore_kept(&mut model, &path)?,
+            Values::Current => {
+                self.policy.fetch()?;
+                model.master_mut().copy_from_slice(self.policy.master());
             }
         }
-        reference.set_trainable(Trainable::NONE);
-        let waits = self.run.memory.reference;
-        Ok(Some(Frozen::Model { model: Box::new(reference), waits }))
+        model.set_trainable(Trainable::NONE);
+        self.reference = Some(Frozen::Model { model: Box::new(model), waits: self.run.memory.reference });
+        Ok(())
+    }
+
+    /// Where the values of the stage's frozen model are.
+    fn values(&self) -> Values {
+        let stage = self.current();
+        match (&stage.reference, &stage.start) {
+            (Reference::Stage(name), _) => Values::File(self.kept(STAGE_END, name)),
+            (Reference::Folder(folder), _) | (Reference::StageStart, Start::Folder(folder)) => {
+                Values::Folder(folder.clone())
+            }
+            (Reference::Mean(_), _) => match &self.resumed {
+                Some(checkpoint) if self.stage_step > 0 => Values::File(checkpoint.join(REFERENCE)),
+                _ => Values::Current,
+            },
+            (Reference::StageStart, Start::Previous | Start::Stage(_)) if self.stage > 0 => {
+                Values::File(self.kept(STAGE_START, &stage.name))
+            }
+            (Reference::AdapterOff, _) => Values::Underneath,
+            (Reference::StageStart | Reference::Base | Reference::None, _) => Values::Base,
+        }
     }
 
     /// The same where adapters learn: their values as they were, beside the weights that are there anyway.
-    fn adapter_reference(&mut self) -> Result<Frozen, TrainError> {
-        let stage = self.current();
-        let adapter = match (&stage.start, stage.reference) {
-            (Start::Folder(folder), Reference::StageStart) => Some(self.run.base.join(folder)),
-            (Start::Previous | Start::Stage(_), Reference::StageStart) if self.stage > 0 => {
-                let path = self.stage_start();
+    fn adapter_reference(&mut self, values: Values) -> Result<Frozen, TrainError> {
+        let range = self.policy.weights().adapter_range();
+        self.policy.fetch()?;
+        let mut kept = self.policy.master()[range.clone()].to_vec();
+        let adapter = match values {
+            Values::Current => return Ok(Frozen::Adapters(kept)),
+            Values::Underneath => return Ok(Frozen::Underneath),
+            Values::File(path) => {
                 let tensors = tensor_file::read(&path)?;
-                let range = self.policy.weights().adapter_range();
-                let mut values = self.policy.master()[range.clone()].to_vec();
                 for info in self.policy.parameters().iter().filter(|info| info.offset >= range.start) {
                     let first = info.offset - range.start;
-                    tensor_file::restore(&tensors, &info.name, &mut values[first..first + info.len], &path)?;
+                    tensor_file::restore(&tensors, &info.name, &mut kept[first..first + info.len], &path)?;
                 }
-                return Ok(Frozen::Adapters(values));
+                return Ok(Frozen::Adapters(kept));
             }
-            _ => self.home.adapter.clone(),
+            Values::Folder(folder) => Some(self.run.base.join(folder)),
+            Values::Base => self.home.adapter.clone(),
         };
         // Fresh adapters say nothing, so switching them off is the same and costs less.
         let Some(adapter) = adapter else { return Ok(Frozen::Underneath) };
-        let mut values = self.policy.master()[self.policy.weights().adapter_range()].to_vec();
         self.policy.load_adapter(&adapter)?;
-        self.policy.weights_mut().swap_adapters(&mut values);
-        Ok(Frozen::Adapters(values))
+        self.policy.weights_mut().swap_adapters(&mut kept);
+        Ok(Frozen::Adapters(kept))
     }
 
-    /// Where the weights at the start of the running stage are kept.
-    fn stage_start(&self) -> PathBuf {
-        self.folder.join(STAGE_START).join(&self.current().name).join("weights.safetensors")
+    /// Lets a reference that is a running mean follow the weights that learn.
+    pub fn follow(&mut self) -> Result<(), TrainError> {
+        if let (Reference::Mean(keep), Some(reference)) = (&self.current().reference, &mut self.reference) {
+            reference.follow(&self.policy, *keep)?;
+        }
+        Ok(())
+    }
+
+    /// Refuses a model in `folder` that the run's cannot be compared with.
+    fn check_shape(&self, other: &Policy, folder: &Path) -> Result<(), TrainError> {
+        let shapes = |policy: &Policy| -> Vec<(String, Vec<usize>)> {
+            policy.parameters().iter().map(|info| (info.name.clone(), info.shape.clone())).collect()
+        };
+        match shapes(&self.policy) == shapes(other) {
+            true => Ok(()),
+            false => Err(TrainError::OtherModel(self.run.base.join(folder))),
+        }
+    }
+
+    /// Where the weights at the start or end of a stage are kept.
+    fn kept(&self, moment: &str, stage: &str) -> PathBuf {
+        self.folder.join(moment).join(stage).join("weights.safetensors")
     }
 
     /// Starts the clock of a step.
@@ -432,7 +496,12 @@ impl<'a> Session<'a> {
             tensors.extend(trained_tensors(&self.policy, &m, "m/"));
             tensors.extend(trained_tensors(&self.policy, &v, "v/"));
             let path = folder.join("optimizer.safetensors");
-            Ok(write_with(&path, |writer| tensor_file::write(writer, &tensors))?)
+            write_with(&path, |writer| tensor_file::write(writer, &tensors))?;
+            if let (Reference::Mean(_), Some(reference)) = (&self.current().reference, &self.reference) {
+                let tensors = reference.tensors(&self.policy);
+                write_with(&folder.join(REFERENCE), |writer| tensor_file::write(writer, &tensors))?;
+            }
+            Ok(())
         })?;
         self.checkpointed = Some(self.step);
         (self.watch)(Event::Checkpoint(&path));

@@ -10,6 +10,7 @@ use super::mask;
 use super::mismatch::{self, MismatchMode};
 use super::pack::{PackAnswer, PackGroup};
 use super::rule::Rule;
+use super::rules::vespo;
 use super::selector::GroupPlan;
 use super::{GroupRewards, UpdateError};
 
@@ -95,7 +96,13 @@ pub fn assemble<'a>(
                     });
                 }
                 let weights = mismatch::weights(&rule.mismatch, &sampled.logprob, &sampled.drawn_logprob);
-                answer.factor = weights.into_iter().map(|w| w as f32).collect();
+                if rule.takes_correction_into_ratio() {
+                    for (old, weight) in answer.old_logprob.iter_mut().zip(&weights) {
+                        *old -= weight.max(vespo::LEAST_RATIO).ln() as f32;
+                    }
+                } else {
+                    answer.factor = weights.into_iter().map(|w| w as f32).collect();
+                }
             }
             if let Some(threshold) = threshold {
                 let kept = mask::factors(&sampled.entropy, threshold);

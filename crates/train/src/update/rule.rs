@@ -238,8 +238,10 @@ impl RuleSpec {
         if mismatch.max.is_some_and(|max| max.is_nan() || max <= mismatch.min) {
             return refuse("mismatch.max must lie above mismatch.min");
         }
-        if self.kind == RuleKind::Vespo && mismatch.mode != MismatchMode::Off {
-            return refuse("vespo corrects for the sampler by itself; leave mismatch off");
+        if self.kind == RuleKind::Vespo
+            && matches!(mismatch.mode, MismatchMode::SequenceTruncate | MismatchMode::SequenceMask)
+        {
+            return refuse("vespo takes the correction of each token: mismatch.mode is token_truncate or token_mask");
         }
         Ok(Rule {
             kind: self.kind,
@@ -262,6 +264,11 @@ impl Rule {
     /// Whether the loss holds a KL term in the coming step.
     pub fn has_kl_loss(&self) -> bool {
         self.beta != 0.0 && self.kl.place == Place::Loss
+    }
+
+    /// Whether a correction for another sampler is part of the ratio in place of a factor beside it.
+    pub fn takes_correction_into_ratio(&self) -> bool {
+        self.kind == RuleKind::Vespo && self.mismatch.mode != MismatchMode::Off
     }
 
     /// What a person should know about an odd combination of settings.
@@ -339,10 +346,7 @@ pub fn derivatives(
                 stats.sum_entropy += f64::from(head.entropy[i]);
                 if has_reference {
                     let reference = f64::from(batch.ref_logprob[i]);
-                    let y = (logprob[t] - reference).clamp(-20.0, 20.0);
-                    stats.sum_kl_k1 += y;
-                    stats.sum_kl_k3 += (-y).exp_m1() + y;
-                    stats.num_kl += 1;
+                    stats.add_reference(&head.logprob[i..=i], &batch.ref_logprob[i..=i]);
                     if rule.has_kl_loss() {
                         let (value, by) = rule.kl.estimate(logprob[t], reference, logprob[t] - old[t]);
                         let weight = rule.beta * f64::from(batch.kl_weight[i]);
@@ -539,7 +543,7 @@ mod tests {
             "kind = 'grpo'\nclip = [2, 0.2]",
             "kl = -1",
             "mask = { top_entropy = 0 }",
-            "kind = 'vespo'\nmismatch = { mode = 'token_mask' }",
+            "kind = 'vespo'\nmismatch = { mode = 'sequence_mask' }",
             "mismatch = { min = 3, max = 2 }",
         ] {
             let error = toml::from_str::<RuleSpec>(bad).expect(bad).resolve().expect_err(bad);

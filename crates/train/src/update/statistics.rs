@@ -161,38 +161,6 @@ fn length_metrics(groups: &[GroupRecord<'_>], success: f64, metrics: &mut Metric
     metrics.push(("rollout/truncated_fraction".into(), share(cut, all.len())));
 }
 
-/// The important things in words, for the terminal and the report; empty if nothing stands out.
-pub fn remarks(metrics: &Metrics) -> Vec<String> {
-    let get = |name: &str| metrics.iter().find(|(n, _)| n == name).map(|(_, v)| *v);
-    let percent = |share: f64| format!("{:.0} %", 100.0 * share);
-    let mut remarks = Vec::new();
-    if let (Some(useful), Some(dead), Some(all)) =
-        (get("group/useful_fraction"), get("group/dead_fraction"), get("group/all_correct_fraction"))
-        && useful < 0.5
-    {
-        let (dead, all) = (percent(dead), percent(all));
-        remarks.push(format!("{} of groups have no signal: {dead} dead, {all} all-correct", percent(1.0 - useful)));
-    }
-    if let Some(unknown) = get("reward/unknown_fraction")
-        && unknown > 0.0
-    {
-        remarks.push(format!("{} of answers have an unknown reward and left the update", percent(unknown)));
-    }
-    if let Some(cut) = get("rollout/truncated_fraction")
-        && cut > 0.3
-    {
-        remarks.push(format!("length pinned at the limit: {} of answers were cut off", percent(cut)));
-    }
-    for (name, value) in metrics {
-        if let Some(kind) = name.strip_prefix("reward/").and_then(|n| n.strip_suffix("/zero_std_fraction"))
-            && *value == 1.0
-        {
-            remarks.push(format!("reward `{kind}` is constant in every group"));
-        }
-    }
-    remarks
-}
-
 /// Running accuracy per question: a mean that starts at one half with the weight of one group.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct RunningAccuracy {
@@ -269,8 +237,6 @@ mod tests {
         assert_eq!(get("verifier/ok_fraction"), 4.0 / 6.0);
         let names: std::collections::BTreeSet<_> = metrics.iter().map(|(n, _)| n).collect();
         assert_eq!(names.len(), metrics.len(), "every name once");
-        let remarks = remarks(&metrics);
-        assert!(remarks.iter().any(|r| r.contains("unknown")) && remarks.iter().any(|r| r.contains("limit")));
     }
 
     #[test]

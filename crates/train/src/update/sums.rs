@@ -55,6 +55,16 @@ impl RuleStats {
         self.num_kl += other.num_kl;
     }
 
+    /// Adds the distances of one answer's tokens to the reference.
+    pub fn add_reference(&mut self, logprob: &[f32], ref_logprob: &[f32]) {
+        for (logprob, reference) in logprob.iter().zip(ref_logprob) {
+            let y = (f64::from(*logprob) - f64::from(*reference)).clamp(-20.0, 20.0);
+            self.sum_kl_k1 += y;
+            self.sum_kl_k3 += (-y).exp_m1() + y;
+            self.num_kl += 1;
+        }
+    }
+
     /// Mean entropy over packed sampled tokens; `None` without any.
     pub fn mean_entropy(&self) -> Option<f64> {
         (self.gap.count > 0).then(|| self.sum_entropy / self.gap.count as f64)

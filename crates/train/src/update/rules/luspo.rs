@@ -1,4 +1,4 @@
-//! LUSPO: the sequence ratio of `gspo.rs`, every answer multiplied by its length, so that long answers keep their
+//! LUSPO (arXiv 2602.05261): the sequence ratio of `gspo.rs`, every answer multiplied by its length, so that long answers keep their
 //! full weight. The published mean over micro-batches is replaced by the global number of sequences.
 
 use super::Clip;

@@ -1,4 +1,4 @@
-//! SAPO: the ratio passes a soft gate in place of a hard clip. Per token: `-A (4/k) sigmoid(k (w - 1))`, derivative
+//! SAPO (arXiv 2511.20347): the ratio passes a soft gate in place of a hard clip. Per token: `-A (4/k) sigmoid(k (w - 1))`, derivative
 //! `-A 4 s (1 - s) w` with s the sigmoid; k = 1 for good answers, 1.05 for bad ones. Nothing is ever held.
 
 use super::{Sequence, Term};

@@ -1,7 +1,7 @@
 //! VESPO: a policy gradient whose factor is a smooth function of the whole answer's ratio W = exp(sum of log-ratios):
 //! `-sg[phi(W)] A logprob`, `phi(W) = W^k exp(l (1 - W))`, so `phi(1) = 1` and far answers fade on both sides.
-//! The logarithm of W is clamped to ln 1e-8 .. 20. With sampler correction, give it the sampler's log-probabilities as
-//! `old_logprob`: the correction is part of W, not a factor beside it.
+//! The logarithm of W is clamped to ln 1e-8 .. 20. A correction for another sampler is part of W, not a factor beside it:
+//! `assemble` moves `old_logprob` by its logarithm. Source: arXiv 2602.10693.
 
 use super::{Sequence, Term};
 
@@ -17,9 +17,12 @@ pub struct Shape {
 /// The published shape.
 pub const SHAPE: Shape = Shape { good: (2.0, 3.0), bad: (3.0, 2.0) };
 
+/// Ratios below this count as this.
+pub const LEAST_RATIO: f64 = 1e-8;
+
 /// The factor, from the logarithm of the answer's ratio.
 pub fn phi(log_ratio: f64, (k, decay): (f64, f64)) -> f64 {
-    let log_ratio = log_ratio.clamp(1e-8f64.ln(), 20.0);
+    let log_ratio = log_ratio.clamp(LEAST_RATIO.ln(), 20.0);
     // In one exponent: W^k alone overflows.
     (decay + k * log_ratio - decay * log_ratio.exp()).exp()
 }
