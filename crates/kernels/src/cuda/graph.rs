@@ -1,5 +1,5 @@
 //! CUDA graphs: what a stream is given between begin and end becomes a graph that is launched by one call.
-//! Knows four calls of the driver; what is recorded is not its business.
+//! Knows seven calls of the driver; what is recorded is not its business.
 //! Cost: making a graph takes some microseconds per launch in it, launching it about as long as one kernel.
 
 use cudarc::driver::sys::{self, CUgraph, CUgraphExec, CUstream, CUstreamCaptureMode};
@@ -29,7 +29,8 @@ pub(super) fn end(stream: CUstream) -> Result<u64, GpuError> {
     let made = unsafe {
         let made = check("cuGraphInstantiate", sys::cuGraphInstantiateWithFlags(&mut executable, graph, 0));
         sys::cuGraphDestroy(graph);
-        made
+        // Now, and not at the first launch: whether there is memory for it is part of whether it can be recorded.
+        made.and_then(|()| check("cuGraphUpload", sys::cuGraphUpload(executable, stream)))
     };
     ended.and(made).map(|()| executable as u64).inspect_err(|_| {
         if !executable.is_null() {
