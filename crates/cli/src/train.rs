@@ -64,12 +64,18 @@ pub fn set_device(device: DeviceChoice) -> String {
 
 /// The command that goes on with this run.
 fn resume_command(args: &Args) -> String {
-    let mut words = vec!["foveate train".to_string(), args.recipe.display().to_string()];
-    words.extend(args.set.iter().map(|set| format!("--set {set}")));
+    let mut words = vec!["foveate train".to_string(), quoted(&args.recipe.display().to_string())];
+    words.extend(args.set.iter().map(|set| format!("--set {}", quoted(set))));
     words.extend(args.device.iter().map(|device| format!("--device {device}")));
-    words.extend(args.out.iter().map(|out| format!("--out {}", out.display())));
+    words.extend(args.out.iter().map(|out| format!("--out {}", quoted(&out.display().to_string()))));
     words.push("--resume".to_string());
     words.join(" ")
+}
+
+/// A word as a shell takes it: tables and lists of settings need quotes.
+fn quoted(word: &str) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "-_./=:,@%+".contains(c);
+    if word.chars().all(plain) { word.to_string() } else { format!("'{}'", word.replace('\'', r"'\''")) }
 }
 
 /// The progress bar and the lines above it.
@@ -202,5 +208,17 @@ fn summary(files: &RunFiles, elapsed: Duration) {
     }
     for remark in remarks(files) {
         println!("note: {remark}");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::quoted;
+
+    #[test]
+    fn a_printed_command_can_be_run_as_it_stands() {
+        assert_eq!(quoted("stage.0.steps=5"), "stage.0.steps=5");
+        assert_eq!(quoted("stage.0.rule={ kl = 0.1 }"), "'stage.0.rule={ kl = 0.1 }'");
+        assert_eq!(quoted("model='it'"), r"'model='\''it'\'''");
     }
 }

@@ -185,6 +185,14 @@ fn a_run_goes_on_to_the_same_bytes_and_moves_between_cpu_and_device() {
         let set = [on(index), "memory.recompute=true".into(), "memory.reference=\"host\"".into()];
         let (spared, _) = run(here, "spared", &set, false).expect("runs");
         assert!(checkpoint(&spared, 6)["optimizer.safetensors"] == checkpoint(&whole, 6)["optimizer.safetensors"]);
+        // A reference that follows the weights is part of what a run goes on with.
+        let set = [on(index), "stage.1.reference={ ema = 0.5 }".into()];
+        let (followed, _) = run(here, "followed", &set, false).expect("runs");
+        stopped(&followed, "followed-again", 5);
+        let (again, _) = run(here, "followed-again", &set, true).expect("goes on");
+        assert!(checkpoint(&again, 6) == checkpoint(&followed, 6), "with its reference");
+        let [before, after] = [5, 6].map(|step| checkpoint(&followed, step));
+        assert!(before["reference.safetensors"] != after["reference.safetensors"], "it follows");
         let set = [on(index), "memory.optimiser=\"host\"".into()];
         let (on_host, _) = run(here, "moments-on-host", &set, false).expect("runs");
         let gap = apart(&checkpoint(&on_host, 3), &ours, "master/");

@@ -38,6 +38,20 @@ impl Evaluation {
     }
 }
 
+impl Evaluation {
+    /// How much is lost where the distribution shifts: each suite `..id` minus its `..ood`, by their common name.
+    pub fn gaps(&self) -> Vec<(String, Estimate)> {
+        let estimate = |suite: &SuiteScore| statistics::wilson(suite.num_correct as u64, suite.num_rows as u64);
+        let gap = |(name, shifted): (&String, &SuiteScore)| {
+            let common = name.strip_suffix("ood")?;
+            let own = self.suites.get(&format!("{common}id"))?;
+            let named = format!("{common}id − {name}");
+            Some((named, statistics::difference(&estimate(own), &estimate(shifted))))
+        };
+        self.suites.iter().filter_map(gap).collect()
+    }
+}
+
 /// Scores of one suite.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct SuiteScore {

@@ -66,6 +66,14 @@ pub fn wilson(correct: u64, n: u64) -> Estimate {
     Estimate { mean: p, low, high, num: n as usize }
 }
 
+/// `a - b` of two shares with their Wilson intervals, on different questions (Newcombe 1998, the tenth of his methods).
+pub fn difference(a: &Estimate, b: &Estimate) -> Estimate {
+    let mean = a.mean - b.mean;
+    let low = mean - (a.mean - a.low).hypot(b.high - b.mean);
+    let high = mean + (a.high - a.mean).hypot(b.mean - b.low);
+    Estimate { mean, low, high, num: a.num + b.num }
+}
+
 /// Mean of graded or sampled scores with a percentile bootstrap over clusters. `clusters` gives each score's cluster
 /// (its image, where an image has several questions); without it every score is its own.
 pub fn bootstrap(scores: &[f64], clusters: Option<&[u64]>, seed: u64) -> Estimate {
@@ -152,6 +160,14 @@ mod tests {
         }
         assert_eq!(wilson(20, 20).high, 1.0);
         assert_eq!((wilson(0, 0).low, wilson(0, 0).high), (0.0, 1.0));
+    }
+
+    #[test]
+    fn golden_difference() {
+        // His example: 56 of 70 against 48 of 80.
+        let got = difference(&wilson(56, 70), &wilson(48, 80));
+        let near = |got: f64, want: f64| (got - want).abs() < 1e-4;
+        assert!(near(got.mean, 0.2) && near(got.low, 0.0524) && near(got.high, 0.3339), "{got:?}");
     }
 
     #[test]

@@ -11,6 +11,7 @@ use super::chart::{Line, Mark, escape, lines, number, shares};
 use super::records::{AnswerRecord, SampleRecord, StepRecord};
 use crate::checkpoint::durable::{FileError, read_file, write_file};
 use crate::eval::records::{Evaluation, Scores, SuiteScore};
+use crate::eval::statistics::Estimate;
 
 /// Groups that the gallery shows.
 const GALLERY: usize = 24;
@@ -343,6 +344,20 @@ fn table(scores: &Scores) -> String {
             .expect("text");
         }
     }
+    let were: BTreeMap<String, Estimate> = before.gaps().into_iter().filter(|_| both).collect();
+    for (name, gap) in after.gaps() {
+        let points = |value: f64| format!("{:+.1}", 100.0 * value);
+        let was = were.get(&name).map_or(String::new(), |was| format!("{} points before, ", points(was.mean)));
+        write!(
+            below,
+            "<p class=\"sub\">{}: {was}{} points <small>{} – {}</small>.</p>",
+            escape(&name),
+            points(gap.mean),
+            points(gap.low),
+            points(gap.high)
+        )
+        .expect("text");
+    }
     if let Some(mean) = after.macro_average() {
         write!(below, "<p class=\"sub\">Mean over tasks, each the mean of its suites: {}.</p>", percent(mean))
             .expect("text");
@@ -563,6 +578,16 @@ mod tests {
         assert!(groups(0.2)[0].contains("80.0 % of the groups teach nothing (60.0 %"), "{:?}", groups(0.2));
         assert!(groups(0.8).is_empty(), "failed groups are memorised");
         assert!(files(&[("reward/unknown_fraction", 0.0), ("rollout/logprob_gap_max", 0.0)]).is_empty());
+    }
+
+    #[test]
+    fn the_loss_under_a_shift_stands_below_the_table() {
+        let suite = |num_correct| SuiteScore { num_rows: 100, num_correct, ..SuiteScore::default() };
+        let suites = |id, ood| BTreeMap::from([("id".to_string(), suite(id)), ("ood".to_string(), suite(ood))]);
+        let evaluation = |name: &str, id, ood| Evaluation { name: name.into(), step: 0, suites: suites(id, ood) };
+        let scores = Scores { evaluations: vec![evaluation("before", 20, 15), evaluation("after", 60, 30)] };
+        let page = table(&scores);
+        assert!(page.contains("id − ood: +5.0 points before, +30.0 points <small>+16"), "{page}");
     }
 
     #[test]
