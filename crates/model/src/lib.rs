@@ -22,6 +22,7 @@ pub mod device;
 pub mod error;
 /// Model families, one file each.
 pub mod families;
+mod gradients;
 mod linear;
 mod master;
 /// The optimiser's side of a model on a GPU.
@@ -54,8 +55,9 @@ pub use batch::{Cuts, Derivatives, FinishReason, HeadOutput, PromptInput, Sample
 pub use decode::SampleJob;
 pub use device::DeviceChoice;
 pub use error::ModelError;
+pub use gradients::Gradients;
 pub use moments::DeviceMoments;
 pub use policy::{ModelDescription, Policy, Precision};
 pub use safetensors_io::SaveType;
 pub use sampling::SamplingSpec;
-pub use weights::{Dropout, Gradients, ParamInfo, Part, Trainable};
+pub use weights::{Dropout, ParamInfo, Part, Trainable};

@@ -8,8 +8,9 @@ use foveate_kernels::rng::Stream;
 use rayon::prelude::*;
 
 use crate::arena::{Arena, Buffer, Kind};
+use crate::gradients::Gradients;
 use crate::tape::{bf16_of, same_type, typed};
-use crate::weights::{Gradients, LinearId, Weights};
+use crate::weights::{LinearId, Weights};
 
 /// `out = base + x·Wᵀ + b`; the base (a residual stream) is f32, and so is `out` then. Where adapters are, `kept`
 /// receives their inner values for the backward pass.

@@ -9,8 +9,8 @@ use foveate_kernels::cuda::{DeviceBuffer, Number, ops};
 use foveate_kernels::memory;
 
 use crate::error::ModelError;
+use crate::gradients::Gradients;
 use crate::policy::Policy;
-use crate::weights::Gradients;
 
 /// AdamW's two moments of what learns, on a device.
 #[derive(Debug)]

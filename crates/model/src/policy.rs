@@ -16,12 +16,13 @@ use crate::batch::{Derivatives, HeadOutput, Segment, TokenBatch};
 use crate::error::ModelError;
 use crate::families::Family;
 use crate::families::decoder::Decoder;
+use crate::gradients::Gradients;
 use crate::on_device::DeviceWeights;
 use crate::positions::Positions;
 use crate::profile::timer;
 use crate::safetensors_io::{self, SaveType};
 use crate::tape::{Attend, Tape, Var, typed};
-use crate::weights::{Gradients, Layout, Naming, ParamInfo, Part, Trainable, Weights, stored_name};
+use crate::weights::{Layout, Naming, ParamInfo, Part, Trainable, Weights, stored_name};
 
 /// Number type of matrix operands.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]

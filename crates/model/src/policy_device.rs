@@ -10,11 +10,11 @@ use foveate_kernels::rng::Stream;
 use crate::arena::Buffer;
 use crate::batch::{Derivatives, HeadOutput, TokenBatch};
 use crate::error::ModelError;
+use crate::gradients::Gradients;
 use crate::on_device::DeviceWeights;
 use crate::plan_device::on_device;
 use crate::policy::{Policy, Precision};
 use crate::sampling::{Picked, SamplingSpec, pick};
-use crate::weights::Gradients;
 
 /// Rows of logits that exist at once while sampling.
 pub(crate) const LOGIT_ROWS: usize = 256;

@@ -6,10 +6,8 @@ use std::ops::Range;
 use std::sync::{Mutex, OnceLock, PoisonError};
 
 use foveate_kernels::cpu::matmul::PackedMatrix;
-use foveate_kernels::cuda::{Device, DeviceBuffer, Number, View};
-use foveate_kernels::memory::Values;
+use foveate_kernels::memory;
 use foveate_kernels::rng::{Purpose, Stream};
-use foveate_kernels::{memory, parallel};
 use rayon::prelude::*;
 
 use crate::master::Master;
@@ -153,107 +151,6 @@ pub struct Adapter {
     pub rank: usize,
     /// Factor.
     pub scale: f32,
-}
-
-/// Parameters accumulate their gradients here, at the same offsets as in the flat buffer.
-#[derive(Debug, Default)]
-pub struct Gradients {
-    /// One value a parameter; zero where nothing learns.
-    pub flat: Values<f32>,
-    /// From the first value that learns to behind the last: the rest is never touched and takes no memory.
-    pub active: Range<usize>,
-    /// Parts of `flat` that count as zero whatever stands there, ascending: filled when first written to, or at the end
-    /// of a backward pass.
-    pub(crate) untouched: Vec<Range<usize>>,
-    /// What a GPU has added up: one value for each of `active`.
-    pub(crate) on_device: Option<DeviceBuffer>,
-}
-
-impl Gradients {
-    /// Adds what a GPU has summed to `flat`; nothing to do on the CPU. Waits for the device, whose errors the next pass
-    /// tells.
-    pub fn collect(&mut self) {
-        self.settle();
-        if let Some(sums) = self.on_device.take() {
-            let more: Vec<f32> = sums.download();
-            for (sum, more) in self.flat[self.active.clone()].iter_mut().zip(more) {
-                *sum += more;
-            }
-        }
-    }
-
-    /// Makes room on a GPU, zeroed, unless there is some.
-    pub(crate) fn make_on_device(&mut self, device: &Device) -> &DeviceBuffer {
-        let len = self.active.len();
-        self.on_device.get_or_insert_with(|| device.zeroed(Number::F32, len))
-    }
-
-    /// Where a GPU adds the gradients of part of the flat buffer.
-    pub(crate) fn on_device(&self, range: Range<usize>) -> View<'_> {
-        let sums = self.on_device.as_ref().expect("made when the backward pass began");
-        sums.part(range.start - self.active.start..range.end - self.active.start)
-    }
-
-    /// Back to zero, keeping the memory. The values change when the next backward pass writes them, or at its end: a
-    /// pass over all of them is saved.
-    pub fn clear(&mut self) {
-        if let Some(sums) = &self.on_device {
-            sums.all().zero();
-        }
-        self.untouched = vec![self.active.clone()];
-    }
-
-    /// Fills what no pass has written to since it was cleared.
-    pub(crate) fn settle(&mut self) {
-        let parts = std::mem::take(&mut self.untouched);
-        self.fill(parts);
-    }
-
-    /// Part of `flat`, to be added to.
-    pub(crate) fn part(&mut self, range: Range<usize>) -> &mut [f32] {
-        self.touch(range.clone());
-        &mut self.flat[range]
-    }
-
-    /// Part of `flat`, and whether its values are to be taken for zeros.
-    pub(crate) fn part_or_fresh(&mut self, range: Range<usize>) -> (&mut [f32], bool) {
-        let fresh = self.untouched.iter().any(|free| free.start <= range.start && range.end <= free.end);
-        if fresh {
-            self.cut(&range);
-        } else {
-            self.touch(range.clone());
-        }
-        (&mut self.flat[range], fresh)
-    }
-
-    /// Fills what has not been written to in `range`.
-    pub(crate) fn touch(&mut self, range: Range<usize>) {
-        let parts = self.cut(&range);
-        self.fill(parts);
-    }
-
-    fn fill(&mut self, parts: Vec<Range<usize>>) {
-        for part in parts {
-            parallel::for_rows(&mut self.flat[part], 1, 1 << 16, |_, chunk| chunk.fill(0.0));
-        }
-    }
-
-    /// Takes `range` out of what is untouched; returns what was.
-    fn cut(&mut self, range: &Range<usize>) -> Vec<Range<usize>> {
-        let mut taken = Vec::new();
-        let mut left = Vec::with_capacity(self.untouched.len() + 1);
-        for free in self.untouched.drain(..) {
-            let part = free.start.max(range.start)..free.end.min(range.end);
-            if part.is_empty() {
-                left.push(free);
-                continue;
-            }
-            left.extend([free.start..part.start, part.end..free.end].into_iter().filter(|rest| !rest.is_empty()));
-            taken.push(part);
-        }
-        self.untouched = left;
-        taken
-    }
 }
 
 /// Declares parameters in the order in which they lie in memory.

@@ -14,8 +14,9 @@ use foveate_kernels::segment::Segment;
 
 use super::{BlockFn, Shuffle, Tape, Var, same_type, typed};
 use crate::arena::{Arena, Buffer};
+use crate::gradients::Gradients;
 use crate::profile::timer;
-use crate::weights::{Gradients, LinearId, ParamId};
+use crate::weights::{LinearId, ParamId};
 
 /// What ran: its inputs, and what the way back needs beside them. Statistics lie where the model computes.
 pub(super) enum Op<'w> {

@@ -10,7 +10,8 @@ use super::backward::Op;
 use super::device::thinned;
 use super::{Shuffle, Tape, Var};
 use crate::arena::Buffer;
-use crate::weights::{Adapter, Gradients, LinearId, ParamId, Weights};
+use crate::gradients::Gradients;
+use crate::weights::{Adapter, LinearId, ParamId, Weights};
 
 impl<'w> Tape<'w> {
     /// The gradient of an f32 stream, made zero if nothing has reached it yet, taken out to be added to.
