@@ -21,8 +21,8 @@ const COLUMNS: usize = 640;
 const MOST_ROWS: usize = 2048;
 /// Rows below which a task costs more than it spares.
 const LEAST_ROWS: usize = 64;
-/// Bytes of a task's sums that stay in the second-level cache while many slices of k are added to them.
-const SUMS_BYTES: usize = 768 << 10;
+/// Bytes of a task's sums where many slices of k are added to them: most of a second-level cache.
+const SUMS_BYTES: usize = 2 << 20;
 /// `gemm` sums results of at most this many elements in another order.
 const TINY: usize = 256;
 
