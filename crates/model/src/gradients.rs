@@ -12,7 +12,8 @@ use foveate_kernels::parallel;
 /// Parameters accumulate their gradients here, at the same offsets as in the flat buffer.
 #[derive(Debug, Default)]
 pub struct Gradients {
-    /// One value a parameter; zero where nothing learns.
+    /// One value a parameter; zero where nothing learns. After [`Gradients::clear`] it holds again once a backward pass on
+    /// the CPU has ended, or [`Gradients::collect`] was called.
     pub flat: Values<f32>,
     /// From the first value that learns to behind the last: the rest is never touched and takes no memory.
     pub active: Range<usize>,

@@ -72,7 +72,22 @@ pub(crate) fn config_in(dir: &Path) -> Result<(PathBuf, Value), ModelError> {
     Ok((path, config))
 }
 
-/// The same for the content of a `config.json`; `path` is for messages.
+/// Declares a model and what learns beside it; the third is the number of its own parameters.
+pub(crate) fn declare(
+    path: &Path,
+    config: &Value,
+    adapters: Option<&AdapterSpec>,
+) -> Result<(Layout, Family, usize), ModelError> {
+    let mut layout = Layout::default();
+    let family = Family::declare(&mut layout, path, config)?;
+    let num_base = layout.infos().len();
+    if let Some(spec) = adapters {
+        declare_adapters(&mut layout, family.decoder.head, spec)?;
+    }
+    Ok((layout, family, num_base))
+}
+
+/// [`plan`] for the content of a `config.json`; `path` is for messages.
 pub fn of_config(
     path: &Path,
     config: &Value,
@@ -81,14 +96,9 @@ pub fn of_config(
     adapters: Option<&AdapterSpec>,
 ) -> Result<Plan, ModelError> {
     let value = if precision.operand() == Kind::Bf16 { 2 } else { 4 };
-    let mut layout = Layout::default();
-    let family = Family::declare(&mut layout, path, config)?;
+    let (layout, family, num_base) = declare(path, config, adapters)?;
     let decoder = &family.decoder.config;
     let cache_per_token = 2 * decoder.num_layers * decoder.num_kv_heads * decoder.head_dim * value;
-    let num_base = layout.infos().len();
-    if let Some(spec) = adapters {
-        declare_adapters(&mut layout, family.decoder.head, spec)?;
-    }
     let mut num_parameters = [0; 3];
     let mut num_trained = 0;
     for (index, info) in layout.infos().iter().enumerate() {

@@ -6,16 +6,16 @@ use std::path::Path;
 
 use serde_json::Value;
 
-use crate::adapters::{AdapterSpec, declare_adapters};
+use crate::adapters::AdapterSpec;
 use crate::arena::Kind;
 use crate::batch::Tile;
 use crate::decode::PREFILL_TOKENS;
 use crate::error::ModelError;
 use crate::families::Family;
-use crate::plan::{Blocks, blocks, config_in};
+use crate::plan::{Blocks, blocks, config_in, declare};
 use crate::policy::{Policy, Precision};
 use crate::policy_device::LOGIT_ROWS;
-use crate::weights::{Layout, Linear, ParamInfo, Part, Trainable};
+use crate::weights::{Linear, ParamInfo, Part, Trainable};
 
 /// What products keep for themselves, and lists.
 const FIXED: usize = 40 << 20;
@@ -87,12 +87,7 @@ impl DevicePlan {
         adapters: Option<&AdapterSpec>,
         manner: Manner,
     ) -> Result<Self, ModelError> {
-        let mut layout = Layout::default();
-        let family = Family::declare(&mut layout, path, config)?;
-        let num_base = layout.infos().len();
-        if let Some(spec) = adapters {
-            declare_adapters(&mut layout, family.decoder.head, spec)?;
-        }
+        let (layout, family, num_base) = declare(path, config, adapters)?;
         let learns = |index: usize, info: &ParamInfo| {
             trainable.includes(info.part) && !info.unread && (adapters.is_none() || index >= num_base)
         };

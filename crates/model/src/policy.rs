@@ -429,7 +429,6 @@ impl Policy {
             let arena = tape.into_arena();
             self.check_device()?;
             self.put_arena(arena);
-            gradients.settle();
             return Ok(output);
         }
         let mut lse = tape.arena().take_f32(batch.target.len());

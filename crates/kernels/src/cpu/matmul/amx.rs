@@ -182,7 +182,31 @@ macro_rules! all {
     };
 }
 
-/// One step of a block of two tiles, as in `tall`.
+/// Operands of the upper row of tiles, in the words of `asm!`.
+macro_rules! load_upper {
+    () => {
+        "tileloaddt1 tmm4, [{a} + {line}]\ntileloadd tmm6, [{b} + {line}]"
+    };
+}
+
+/// Operands of the lower row of tiles, and the products of the upper one.
+macro_rules! load_lower {
+    () => {
+        "tileloaddt1 tmm5, [{a} + {line} + 1024]\ntileloadd tmm7, [{b} + {line} + 1024]\n\
+         tdpbf16ps tmm0, tmm4, tmm6\ntdpbf16ps tmm1, tmm4, tmm7"
+    };
+}
+
+/// The products of the lower row of tiles, a little of the B that comes next, and on to the next step.
+macro_rules! finish_step {
+    () => {
+        "tdpbf16ps tmm2, tmm5, tmm6\ntdpbf16ps tmm3, tmm5, tmm7\n\
+         prefetcht1 [{next}]\nprefetcht1 [{next} + 64]\nprefetcht1 [{next} + 128]\nprefetcht1 [{next} + 192]\n\
+         add {next}, 256\nadd {a}, 2048\nadd {b}, 2048"
+    };
+}
+
+/// A block of two tiles, as `tall` makes it; `row` writes a row of the block before, twice in each of the first steps.
 macro_rules! step_and_write {
     ($name:ident, [$($start:literal),*], [$($row:literal),*]) => {
         #[target_feature(enable = "avx512f,avx512bf16")]
@@ -193,43 +217,19 @@ macro_rules! step_and_write {
                 asm!(
                     $($start,)*
                     "2:",
-                    "tileloaddt1 tmm4, [{a} + {line}]",
-                    "tileloadd tmm6, [{b} + {line}]",
+                    load_upper!(),
                     $($row,)*
-                    "tileloaddt1 tmm5, [{a} + {line} + 1024]",
-                    "tileloadd tmm7, [{b} + {line} + 1024]",
-                    "tdpbf16ps tmm0, tmm4, tmm6",
-                    "tdpbf16ps tmm1, tmm4, tmm7",
+                    load_lower!(),
                     $($row,)*
-                    "tdpbf16ps tmm2, tmm5, tmm6",
-                    "tdpbf16ps tmm3, tmm5, tmm7",
-                    "prefetcht1 [{next}]",
-                    "prefetcht1 [{next} + 64]",
-                    "prefetcht1 [{next} + 128]",
-                    "prefetcht1 [{next} + 192]",
-                    "add {next}, 256",
-                    "add {a}, 2048",
-                    "add {b}, 2048",
+                    finish_step!(),
                     "dec {writing}",
                     "jnz 2b",
                     "test {steps}, {steps}",
                     "jz 4f",
                     "3:",
-                    "tileloaddt1 tmm4, [{a} + {line}]",
-                    "tileloadd tmm6, [{b} + {line}]",
-                    "tileloaddt1 tmm5, [{a} + {line} + 1024]",
-                    "tileloadd tmm7, [{b} + {line} + 1024]",
-                    "tdpbf16ps tmm0, tmm4, tmm6",
-                    "tdpbf16ps tmm1, tmm4, tmm7",
-                    "tdpbf16ps tmm2, tmm5, tmm6",
-                    "tdpbf16ps tmm3, tmm5, tmm7",
-                    "prefetcht1 [{next}]",
-                    "prefetcht1 [{next} + 64]",
-                    "prefetcht1 [{next} + 128]",
-                    "prefetcht1 [{next} + 192]",
-                    "add {next}, 256",
-                    "add {a}, 2048",
-                    "add {b}, 2048",
+                    load_upper!(),
+                    load_lower!(),
+                    finish_step!(),
                     "dec {steps}",
                     "jnz 3b",
                     "4:",

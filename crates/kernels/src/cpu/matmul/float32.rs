@@ -19,8 +19,9 @@ const ROWS: usize = 256;
 const COLUMNS: usize = 640;
 /// Most output rows of a task: `gemm` packs the columns again for each, which is worth it for many rows.
 const MOST_ROWS: usize = 2048;
-/// Rows below which a task costs more than it spares.
+/// Rows, and columns, below which a task costs more than it spares.
 const LEAST_ROWS: usize = 64;
+const LEAST_COLUMNS: usize = 64;
 /// Bytes of a task's sums where many slices of k are added to them: most of a second-level cache.
 const SUMS_BYTES: usize = 2 << 20;
 /// `gemm` sums results of at most this many elements in another order.
@@ -160,11 +161,8 @@ struct Cut {
 
 impl Cut {
     fn new(m: usize, n: usize, k: usize) -> Self {
-        let columns = n.div_ceil(n.div_ceil(COLUMNS)).next_multiple_of(16);
-        // A last group of one column would be summed in another order: the group before it takes it in.
-        let column_groups = if n > columns && n % columns == 1 { n / columns } else { n.div_ceil(columns) };
         let few_slices = k <= 3 * SLICE;
-        let most = if few_slices { MOST_ROWS } else { SUMS_BYTES / size_of::<f32>() / columns };
+        let most = if few_slices { MOST_ROWS } else { SUMS_BYTES / size_of::<f32>() / n.min(COLUMNS) };
         let threads = team::num_threads();
         let mut row_groups = m.div_ceil(most);
         // As many tasks for every thread, as long as they are worth their start.
@@ -172,7 +170,13 @@ impl Cut {
             row_groups = row_groups.next_multiple_of(threads);
         }
         let rows = m.div_ceil(row_groups).next_multiple_of(16);
-        Self { rows, row_groups: m.div_ceil(rows), columns, column_groups }
+        let row_groups = m.div_ceil(rows);
+        // Few rows, as in decoding, leave the columns to be shared among threads.
+        let shares = threads.div_ceil(row_groups).min(n / LEAST_COLUMNS).max(1);
+        let columns = n.div_ceil(n.div_ceil(COLUMNS).max(shares)).next_multiple_of(16);
+        // A last group of one column would be summed in another order: the group before it takes it in.
+        let column_groups = if n > columns && n % columns == 1 { n / columns } else { n.div_ceil(columns) };
+        Self { rows, row_groups, columns, column_groups }
     }
 }
 
