@@ -122,7 +122,9 @@ pub fn matmul_cases() -> Vec<Measured> {
     for (m, k, n) in [(1, 576, 3072), (16, 576, 1536), (32, 576, 3072), (32, 1536, 576), (32, 576, 576)] {
         results.push(streaming_case(m, k, n));
     }
-    results.extend(f32_case(1024, 576, 1536));
+    for (m, k, n) in [(1024, 576, 1536), (4096, 576, 3072), (4096, 1536, 576)] {
+        results.extend(f32_case(m, k, n));
+    }
     results.push(packing_case());
     results.extend(head_case());
     results
