@@ -44,7 +44,7 @@ pub(crate) const PREFILL_TOKENS: usize = 4096;
 /// Rows of logits that exist at once.
 const LOGIT_ROWS: usize = 64;
 /// Bytes of keys and values that one wave of prompts may take.
-const STORE_BYTES: usize = 3 << 30;
+pub const STORE_BYTES: usize = 3 << 30;
 
 /// Rows of a store that a prompt and its answers take. Segments start at even rows.
 pub(crate) fn store_rows(prompt: &PromptInput, num_answers: u32, spec: &SamplingSpec) -> usize {

@@ -10,6 +10,7 @@ use crate::adapters::AdapterSpec;
 use crate::arena::Kind;
 use crate::batch::Tile;
 use crate::decode::PREFILL_TOKENS;
+pub use crate::decode::STORE_BYTES;
 use crate::error::ModelError;
 use crate::families::Family;
 use crate::plan::{Blocks, blocks, config_in, declare};

@@ -1,7 +1,7 @@
 //! Memory on a GPU before a stage's first step: what the stage will ask of it, and the arena that is filled by that.
 //! Knows stages, prompts and plans. Cost: rendering a few questions of the stage's data.
 
-use foveate_model::plan_device::{DevicePlan, Load, Manner};
+use foveate_model::plan_device::{DevicePlan, Load, Manner, STORE_BYTES};
 use foveate_model::{ModelError, Policy};
 
 use crate::data::Dataset;
@@ -13,8 +13,6 @@ use crate::run::Stage;
 
 /// Questions that are rendered to learn how long they are.
 const LOOKED_AT: usize = 8;
-/// Keys and values of one wave of answers take no more than this (the sampler's own limit).
-const WAVE_BYTES: usize = 3 << 30;
 
 /// How a run learns, as far as memory goes.
 pub fn manner(memory: &MemoryConfig) -> Manner {
@@ -65,7 +63,7 @@ pub fn load(policy: &Policy, prompter: &Prompter, stage: &Stage, rows: &Dataset)
         tokens: tokens.ceil() as usize,
         patches: (questions * patches).ceil() as usize,
         trained: (questions * answers * answer).ceil() as usize,
-        stored: (stored as usize).min(WAVE_BYTES / per_token),
+        stored: (stored as usize).min(STORE_BYTES / per_token),
     })
 }
 
