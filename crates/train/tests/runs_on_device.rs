@@ -9,6 +9,7 @@ mod emulator;
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use foveate_kernels::cuda::{Device, Repeats};
 use foveate_model::{Derivatives, DeviceChoice, HeadOutput, Policy, Precision, TokenBatch, device};
@@ -21,7 +22,11 @@ use foveate_train::speed::{self, Work, shapes};
 use foveate_train::train::train;
 
 /// Numbers under which the devices are known here: the emulator in the place of a GPU, and a GPU.
-fn devices() -> Vec<usize> {
+/// The guard is kept as long as the devices are used: a stand-in is the whole process's, its counts and what it records
+/// as well.
+fn devices() -> (MutexGuard<'static, ()>, Vec<usize>) {
+    static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+    let guard = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
     let mut all = Vec::new();
     if let Some(library) = emulator::library() {
         let emulated = Device::emulated_with_arena(&library).expect("it was just made");
@@ -32,7 +37,7 @@ fn devices() -> Vec<usize> {
         Ok(_) => all.push(0),
         Err(error) => eprintln!("nothing runs on a GPU: {error}; {}", error.hint()),
     }
-    all
+    (guard, all)
 }
 
 const RECIPE: &str = r#"
@@ -150,7 +155,8 @@ fn apart(a: &BTreeMap<String, Vec<u8>>, b: &BTreeMap<String, Vec<u8>>, prefix: &
 
 #[test]
 fn a_run_goes_on_to_the_same_bytes_and_moves_between_cpu_and_device() {
-    for index in devices() {
+    let (_guard, all) = devices();
+    for index in all {
         let folder = tempfile::tempdir().expect("a folder");
         let here = folder.path();
         let (whole, _) = run(here, "whole", &[on(index)], false).expect("runs");
@@ -223,7 +229,8 @@ fn steps_on_a_device_have_the_bits_of_the_host() {
     let fixtures = std::env::var_os("FOVEATE_FIXTURES").map(PathBuf::from);
     let fixtures = fixtures.unwrap_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures"));
     let fixture = fixtures.join("models/llama");
-    for index in devices() {
+    let (_guard, all) = devices();
+    for index in all {
         let mut policies = [(); 2].map(|()| {
             let policy = Policy::load(&fixture, Precision::F32).expect("the fixture loads");
             policy.on(DeviceChoice::Cuda(index), Precision::F32).expect("it is there")
@@ -265,7 +272,8 @@ fn steps_on_a_device_have_the_bits_of_the_host() {
 
 #[test]
 fn drawing_is_timed_with_recorded_steps_and_without() {
-    for index in devices() {
+    let (_guard, all) = devices();
+    for index in all {
         let config = shapes::find("minnow-like").expect("a shape").config;
         let policy = Policy::fresh(&config, 1, Precision::F32).expect("a small model");
         let mut policy = policy.on(DeviceChoice::Cuda(index), Precision::F32).expect("it is there");
@@ -290,7 +298,8 @@ fn drawing_is_timed_with_recorded_steps_and_without() {
 
 #[test]
 fn gradients_that_are_not_finite_end_the_run_as_on_the_cpu() {
-    for index in devices() {
+    let (_guard, all) = devices();
+    for index in all {
         let folder = tempfile::tempdir().expect("a folder");
         // A rate that sends the weights to infinity in the first step: the second one's numbers are not finite.
         let huge = ["stage.0.optim.lr=1e30".to_string(), "stage.0.optim.warmup=0".to_string()];
