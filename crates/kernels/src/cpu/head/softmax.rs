@@ -4,8 +4,10 @@
 
 use super::{CHUNK, RowData};
 use crate::cpu::math::{exp, ln};
+use crate::cpu::vector::{Vector, WIDTH, exp2, load, store, total, vectorised};
 use crate::element::Element;
 use crate::isa::multiversion;
+use std::f32::consts::LOG2_E;
 
 /// What happens to a row's logits before the softmax.
 #[derive(Clone, Copy, Debug)]
@@ -30,6 +32,11 @@ impl Scaling<'_> {
         for index in banned_within(self.banned, first, logits.len()) {
             z[index] = f32::NEG_INFINITY;
         }
+    }
+
+    /// Whether a chunk of `len` tokens from `first` on has all its tokens, and none of them banned.
+    fn takes_all(&self, first: usize, len: usize) -> bool {
+        len == CHUNK && banned_within(self.banned, first, len).next().is_none()
     }
 }
 
@@ -80,11 +87,16 @@ pub(super) struct RowResult {
 
 /// Statistics of the chunk that starts at token `first`.
 pub(super) fn partial(logits: &[f32], first: usize, scaling: &Scaling<'_>, target: u32) -> Partial {
-    let mut z = [f32::NEG_INFINITY; CHUNK];
-    scaling.apply(logits, first, &mut z);
-    let (max, sum, weighted) = statistics(&z);
-    let target = (target as usize).checked_sub(first).filter(|&index| index < logits.len()).map(|index| z[index]);
-    Partial { max, sum, weighted, target }
+    let (max, sum, weighted) = match logits.try_into() {
+        Ok(z) if scaling.takes_all(first, logits.len()) => statistics(z, scaling.inv_temperature),
+        _ => {
+            let mut z = [f32::NEG_INFINITY; CHUNK];
+            scaling.apply(logits, first, &mut z);
+            statistics(&z, 1.0)
+        }
+    };
+    let index = (target as usize).checked_sub(first).filter(|&index| index < logits.len());
+    Partial { max, sum, weighted, target: index.map(|index| scaling.of(logits[index], target)) }
 }
 
 /// Combines the chunks of a row, first to last.
@@ -107,10 +119,16 @@ pub(super) fn combine(partials: impl Iterator<Item = Partial> + Clone) -> RowRes
     RowResult { logprob: (target - max) - log_sum, entropy: log_sum - weighted / sum, lse: max + log_sum }
 }
 
-/// e^(−200) is 0 in f32; the bound keeps 0 · ∞ out of the sums.
-const LOWEST: f32 = -200.0;
-const LANES: usize = 32;
-const MAX_LANES: usize = 128;
+/// e to less than this is taken for 0; in sums it also stands for negative infinity, which times 0 is not a number.
+const LOWEST: f32 = -87.0;
+/// Sums of a chunk that run side by side.
+const LANES: usize = 2 * WIDTH;
+
+/// e^x for x up to 0; NaN stays NaN.
+#[inline(always)]
+fn mass<V: Vector>(x: V) -> V {
+    x.select_less(V::splat(LOWEST), V::splat(0.0), exp2(x.mul(V::splat(LOG2_E))))
+}
 
 multiversion! {
     fn scale(logits: &[f32], inv_temperature: f32, z: &mut [f32; CHUNK]) {
@@ -120,18 +138,8 @@ multiversion! {
     }
 }
 
-/// Halves the lanes until one is left; always the same order.
-#[inline(always)]
-fn fold_lanes(mut lanes: [f32; LANES], f: impl Fn(f32, f32) -> f32) -> f32 {
-    let mut half = LANES / 2;
-    while half > 0 {
-        for lane in 0..half {
-            lanes[lane] = f(lanes[lane], lanes[lane + half]);
-        }
-        half /= 2;
-    }
-    lanes[0]
-}
+/// e to less than this is 0 in f32.
+const FAINTEST: f32 = -200.0;
 
 multiversion! {
     /// z becomes e^(z − max).
@@ -139,7 +147,7 @@ multiversion! {
         for z in z {
             let below = *z - max;
             // Also where everything is banned, or nothing is a number.
-            *z = if below >= LOWEST { exp(below) } else { 0.0 };
+            *z = if below >= FAINTEST { exp(below) } else { 0.0 };
         }
     }
 }
@@ -162,30 +170,39 @@ multiversion! {
     }
 }
 
-multiversion! {
-    fn statistics(z: &[f32; CHUNK]) -> (f32, f32, f32) {
-        // So many lanes that the compiler keeps the loop over them; it unrolls shorter ones into scalars.
-        let mut largest = [f32::NEG_INFINITY; MAX_LANES];
-        for part in z.chunks_exact(MAX_LANES) {
-            for lane in 0..MAX_LANES {
-                largest[lane] = if part[lane] > largest[lane] { part[lane] } else { largest[lane] };
+vectorised! {
+    /// The largest of the scaled logits m, Σ e^(z−m) and Σ (z−m) e^(z−m).
+    fn statistics<V>(logits: &[f32; CHUNK], scale: f32) -> (f32, f32, f32) {
+        let (parts, _) = logits.as_chunks::<WIDTH>();
+        let scale = V::splat(scale);
+        let mut largest = [V::splat(f32::NEG_INFINITY); 4];
+        for four in parts.as_chunks::<4>().0 {
+            for (largest, z) in largest.iter_mut().zip(four) {
+                *largest = V::load(z).mul(scale).max(*largest);
             }
         }
-        let max = largest.iter().fold(f32::NEG_INFINITY, |a, &b| if b > a { b } else { a });
+        let max = greatest(largest[0].max(largest[1]).max(largest[2].max(largest[3])));
         // All banned, or all NaN: any finite stand-in gives sum 0 or NaN.
-        let shift = if max == f32::NEG_INFINITY { 0.0 } else { max };
-        let (mut sums, mut weighted) = ([0.0f32; LANES], [0.0f32; LANES]);
-        for part in z.chunks_exact(LANES) {
-            for lane in 0..LANES {
-                let below = part[lane] - shift;
-                let below = if below < LOWEST { LOWEST } else { below };
-                let e = exp(below);
-                sums[lane] += e;
-                weighted[lane] += e * below;
+        let shift = V::splat(if max == f32::NEG_INFINITY { 0.0 } else { max });
+        let (mut sums, mut weighted) = ([V::splat(0.0); LANES / WIDTH], [V::splat(0.0); LANES / WIDTH]);
+        for both in parts.as_chunks::<{ LANES / WIDTH }>().0 {
+            for ((sum, weighted), z) in sums.iter_mut().zip(&mut weighted).zip(both) {
+                let below = V::load(z).mul(scale).sub(shift);
+                let e = mass(below);
+                *sum = sum.add(e);
+                *weighted = weighted.add(e.mul(V::splat(LOWEST).max(below)));
             }
         }
-        (max, fold_lanes(sums, |a, b| a + b), fold_lanes(weighted, |a, b| a + b))
+        (max, total(sums[0].add(sums[1])), total(weighted[0].add(weighted[1])))
     }
+}
+
+/// The greatest of sixteen values, none of which is NaN.
+#[inline(always)]
+fn greatest<V: Vector>(x: V) -> f32 {
+    let mut values = [0.0; WIDTH];
+    x.store(&mut values);
+    values.into_iter().fold(f32::NEG_INFINITY, f32::max)
 }
 
 /// Gradient by the unscaled logits of the chunk that starts at token `first`; `logits` is used as work space.
@@ -196,36 +213,46 @@ pub(super) fn logit_gradients<O: Element>(
     row: usize,
     out: &mut [O],
 ) {
-    let target = (rows.targets[row] as usize).wrapping_sub(first);
-    let scale = rows.inv_temperature[row];
     for index in banned_within(rows.banned, first, logits.len()) {
         logits[index] = f32::NEG_INFINITY;
     }
-    let allowed_target = target < logits.len() && logits[target] != f32::NEG_INFINITY;
-    let constants = [scale, rows.lse[row], rows.entropy[row], rows.by_logprob[row], rows.by_entropy[row]];
-    gradients(logits, constants);
-    if allowed_target {
-        logits[target] += scale * rows.by_logprob[row];
+    let scale = rows.inv_temperature[row];
+    let constants = Constants {
+        scale,
+        lse: rows.lse[row],
+        entropy: rows.entropy[row],
+        by_logprob: -scale * rows.by_logprob[row],
+        by_entropy: -scale * rows.by_entropy[row],
+    };
+    gradients(logits, &constants, out);
+    let target = (rows.targets[row] as usize).wrapping_sub(first);
+    if target < logits.len() && logits[target] != f32::NEG_INFINITY {
+        let mut own = [0.0f32];
+        gradients(&logits[target..=target], &constants, &mut own);
+        out[target] = O::from_f32(own[0] + scale * rows.by_logprob[row]);
     }
-    store(logits, out);
 }
 
-multiversion! {
+/// What the gradients of a row's logits have in common; the last two times minus the scale.
+#[derive(Clone, Copy)]
+struct Constants {
+    scale: f32,
+    lse: f32,
+    entropy: f32,
+    by_logprob: f32,
+    by_entropy: f32,
+}
+
+vectorised! {
     /// The part that all tokens share: −scale · p · (by_logprob + by_entropy · (ln p + entropy)).
-    fn gradients(z: &mut [f32], constants: [f32; 5]) {
-        let [scale, lse, entropy, by_logprob, by_entropy] = constants;
-        for z in z {
-            let logp = *z * scale - lse;
-            let logp = if logp < LOWEST { LOWEST } else { logp };
-            *z = -scale * exp(logp) * (by_logprob + by_entropy * (logp + entropy));
-        }
-    }
-}
-
-multiversion! {
-    fn store<O: Element>(values: &[f32], out: &mut [O]) {
-        for (out, value) in out.iter_mut().zip(values) {
-            *out = O::from_f32(*value);
+    fn gradients<V, O: Element>(logits: &[f32], constants: &Constants, out: &mut [O]) {
+        let Constants { scale, lse, entropy, by_logprob, by_entropy } = *constants;
+        let (scale, minus_lse, entropy) = (V::splat(scale), V::splat(-lse), V::splat(entropy));
+        let (by_logprob, by_entropy) = (V::splat(by_logprob), V::splat(by_entropy));
+        for at in (0..out.len()).step_by(WIDTH) {
+            let logp = load::<V, f32>(logits, at).mul_add(scale, minus_lse);
+            let above = V::splat(LOWEST).max(logp).add(entropy);
+            store(mass(logp).mul(by_entropy.mul_add(above, by_logprob)), out, at);
         }
     }
 }
