@@ -3,6 +3,7 @@
 //! Cost: conversions vectorise; bf16 rounds to nearest, ties to even.
 
 pub use half::bf16;
+use std::any::TypeId;
 
 /// A type that activations are stored in.
 pub trait Element: Copy + Send + Sync + Default + bytemuck::Pod + PartialEq + std::fmt::Debug + 'static {
@@ -12,6 +13,11 @@ pub trait Element: Copy + Send + Sync + Default + bytemuck::Pod + PartialEq + st
     fn to_f32(self) -> f32;
     /// Rounds to the nearest value of the type, ties to even.
     fn from_f32(value: f32) -> Self;
+}
+
+/// The same slice, if its type is `T`.
+pub(crate) fn same_type<E: Element, T: Element>(x: &[E]) -> Option<&[T]> {
+    (TypeId::of::<E>() == TypeId::of::<T>()).then(|| bytemuck::cast_slice(x))
 }
 
 impl Element for f32 {

@@ -13,12 +13,11 @@ mod softmax;
 use super::matmul::{self as products, pack};
 use super::matmul::{Columns, PackedMatrix, Rows, Sink, Target};
 use super::scratch::with_scratch;
-use crate::element::{Element, bf16};
+use crate::element::{Element, bf16, same_type};
 use crate::isa::{MatmulPath, matmul_path};
 use crate::parallel::{self, SharedPointer};
 use crate::team;
 use softmax::{Partial, combine, logit_gradients, partial};
-use std::any::TypeId;
 use std::ops::Range;
 
 pub use row::RowStatistics;
@@ -143,11 +142,6 @@ impl Logits<'_> {
     fn tokens(&self, chunk: usize) -> Range<usize> {
         chunk * CHUNK..((chunk + 1) * CHUNK).min(self.v)
     }
-}
-
-/// The same slice, if its type is `T`.
-fn same_type<E: Element, T: Element>(x: &[E]) -> Option<&[T]> {
-    (TypeId::of::<E>() == TypeId::of::<T>()).then(|| bytemuck::cast_slice(x))
 }
 
 /// Calls `f` with `x` as `T`, converted if need be.

@@ -7,7 +7,7 @@
 
 use super::shuffle;
 use crate::cpu::shared::SharedMut;
-use crate::element::{Element, bf16};
+use crate::element::{Element, bf16, same_type};
 use crate::isa::multiversion;
 use crate::parallel;
 use std::ops::Range;
@@ -225,9 +225,16 @@ fn low<E: Element>(value: E) -> u32 {
     u32::from(<bf16 as Element>::from_f32(value.to_f32()).to_bits())
 }
 
+/// Two tiles of B from 32 rows of 32 elements: values of row pairs side by side, rounded.
+fn interleave<E: Element>(source: &[E], stride: usize, pair: &mut [bf16]) {
+    match same_type(source) {
+        Some(source) => shuffle::interleave(source, stride, pair),
+        None => round_interleave(source, stride, pair),
+    }
+}
+
 multiversion! {
-    /// Two tiles of B from 32 rows of 32 elements: values of row pairs side by side.
-    fn interleave<E: Element>(source: &[E], stride: usize, pair: &mut [bf16]) {
+    fn round_interleave<E: Element>(source: &[E], stride: usize, pair: &mut [bf16]) {
         let (lines, _) = bytemuck::cast_slice_mut::<bf16, u32>(pair).as_chunks_mut::<TILE>();
         for half in 0..2 {
             for p in 0..TILE {

@@ -1,4 +1,4 @@
-//! The two transposing loops of packing, with AVX-512 where the machine has it and as plain loops elsewhere.
+//! The loops of packing that change the order of values, with AVX-512 where the machine has it and as plain loops elsewhere.
 //! Both give the same bits. Cost: about 50 cycles per tile of 1 KiB with AVX-512.
 
 use super::pack::{STEP, TILE, TILE_LEN};
@@ -20,6 +20,26 @@ fn transpose_plain(source: &[bf16], stride: usize, pair: &mut [bf16]) {
     for (c, line) in pair.chunks_exact_mut(STEP).enumerate() {
         for (r, value) in line.iter_mut().enumerate() {
             *value = source[r * stride + c];
+        }
+    }
+}
+
+/// Two tiles of B from 32 rows of 32 elements: values of row pairs side by side.
+pub(super) fn interleave(source: &[bf16], stride: usize, pair: &mut [bf16]) {
+    assert!(pair.len() == 2 * TILE_LEN && source.len() >= (STEP - 1) * stride + STEP, "32 x 32 elements");
+    #[cfg(target_arch = "x86_64")]
+    if vector_isa() == VectorIsa::Avx512 {
+        // SAFETY: the machine has AVX-512, and both sides have 32 x 32 elements.
+        return unsafe { avx512::interleave(source.as_ptr(), stride, pair.as_mut_ptr()) };
+    }
+    interleave_plain(source, stride, pair);
+}
+
+fn interleave_plain(source: &[bf16], stride: usize, pair: &mut [bf16]) {
+    for (index, line) in pair.chunks_exact_mut(STEP).enumerate() {
+        let start = 2 * (index % TILE) * stride + index / TILE * TILE;
+        for (j, both) in line.chunks_exact_mut(2).enumerate() {
+            both.copy_from_slice(&[source[start + j], source[start + stride + j]]);
         }
     }
 }
@@ -87,6 +107,33 @@ mod avx512 {
                     _mm512_storeu_si512(out.add(2 * i * STEP).cast(), _mm512_unpacklo_epi64(first, second));
                     _mm512_storeu_si512(out.add((2 * i + 1) * STEP).cast(), _mm512_unpackhi_epi64(first, second));
                 }
+            }
+        }
+    }
+
+    /// # Safety
+    /// AVX-512; `source` has 32 rows of 32 elements at `stride`, `out` 32 lines of 32.
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")]
+    pub(super) unsafe fn interleave(source: *const bf16, stride: usize, out: *mut bf16) {
+        /// Values of the first register by their place, of the second from 32 on.
+        const ORDER: [u16; 2 * STEP] = {
+            let mut order = [0; 2 * STEP];
+            let mut at = 0;
+            while at < STEP {
+                (order[2 * at], order[2 * at + 1]) = (at as u16, (STEP + at) as u16);
+                at += 1;
+            }
+            order
+        };
+        // SAFETY: 32 rows and 32 lines, as the caller promises.
+        unsafe {
+            let low = _mm512_loadu_si512(ORDER.as_ptr().cast());
+            let high = _mm512_loadu_si512(ORDER.as_ptr().add(STEP).cast());
+            for pair in 0..TILE {
+                let even = _mm512_loadu_si512(source.add(2 * pair * stride).cast());
+                let odd = _mm512_loadu_si512(source.add((2 * pair + 1) * stride).cast());
+                _mm512_storeu_si512(out.add(pair * STEP).cast(), _mm512_permutex2var_epi16(even, low, odd));
+                _mm512_storeu_si512(out.add((TILE + pair) * STEP).cast(), _mm512_permutex2var_epi16(even, high, odd));
             }
         }
     }
@@ -161,6 +208,9 @@ mod tests {
         let (mut fast, mut plain) = ([bf16::ZERO; 2 * TILE_LEN], [bf16::ONE; 2 * TILE_LEN]);
         transpose(&narrow, stride, &mut fast);
         transpose_plain(&narrow, stride, &mut plain);
+        assert_eq!(bits(&fast), bits(&plain));
+        interleave(&narrow, stride, &mut fast);
+        interleave_plain(&narrow, stride, &mut plain);
         assert_eq!(bits(&fast), bits(&plain));
         round_transpose(&wide, stride, &mut fast[..TILE_LEN]);
         round_transpose_plain(&wide, stride, &mut plain[..TILE_LEN]);
