@@ -208,7 +208,7 @@ fn head_case() -> Vec<Measured> {
     let ones = vec![1.0; r];
     let (mut logprob, mut entropy, mut lse) = (vec![0.0; r], vec![0.0; r], vec![0.0; r]);
     let mut results = vec![measure(format!("head forward {r}x{d}x{v}"), flops, 0.0, || {
-        head_logprob(&x, weight, v, &targets, &ones, &[], &mut logprob, &mut entropy, &mut lse);
+        head_logprob(&x, weight, v, &targets, &ones, &[], &mut logprob, &mut entropy, &mut lse, None);
     })];
     let (mut dx, mut dw) = (vec![bf16::ZERO; r * d], vec![0.0; v * d]);
     results.push(measure(format!("head backward {r}x{d}x{v}"), 3.0 * flops, 0.0, || {
@@ -224,6 +224,7 @@ fn head_case() -> Vec<Measured> {
             &entropy,
             by,
             by,
+            None,
             &mut dx,
             Some((&mut dw, false)),
         );

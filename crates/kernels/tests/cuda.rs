@@ -491,6 +491,7 @@ fn head_of<E: Element + Value>() {
                 &mut logprob,
                 &mut entropy,
                 &mut lse,
+                None,
             );
             let (mut dx, mut dw) = (vec![0f32; rows * d], dw0.clone());
             cpu::head::head_logprob_backward(
@@ -504,6 +505,7 @@ fn head_of<E: Element + Value>() {
                 &entropy,
                 &by_logprob,
                 &by_entropy,
+                None,
                 &mut dx,
                 Some((&mut dw, false)),
             );

@@ -5,7 +5,7 @@
 use std::path::Path;
 use std::rc::Rc;
 
-use foveate_kernels::cpu::head::{self, HeadWeight};
+use foveate_kernels::cpu::head::{self, HeadWeight, Masses};
 use foveate_kernels::isa;
 use foveate_kernels::memory::Values;
 use serde_json::Value;
@@ -348,7 +348,13 @@ impl Policy {
         self.arena = arena;
     }
 
-    fn head_forward(&self, x: &Buffer, batch: &TokenBatch, lse: &mut [f32]) -> HeadOutput {
+    fn head_forward(
+        &self,
+        x: &Buffer,
+        batch: &TokenBatch,
+        lse: &mut [f32],
+        kept: Option<&mut Masses<'_>>,
+    ) -> HeadOutput {
         let _timer = timer("head");
         let num = batch.target.len();
         let mut output = HeadOutput { logprob: vec![0.0; num], entropy: vec![0.0; num] };
@@ -364,6 +370,7 @@ impl Policy {
             &mut output.logprob,
             &mut output.entropy,
             lse,
+            kept,
         ));
         output
     }
@@ -398,7 +405,7 @@ impl Policy {
             return Ok(output);
         }
         let mut lse = vec![0.0; batch.target.len()];
-        let output = self.head_forward(tape.value(x), batch, &mut lse);
+        let output = self.head_forward(tape.value(x), batch, &mut lse, None);
         let arena = tape.into_arena();
         self.put_arena(arena);
         Ok(output)
@@ -431,12 +438,20 @@ impl Policy {
             self.put_arena(arena);
             return Ok(output);
         }
+        let decoder = self.decoder();
+        let vocabulary = decoder.config.vocabulary;
         let mut lse = tape.arena().take_f32(batch.target.len());
-        let output = self.head_forward(tape.value(x), batch, &mut lse);
+        let num_kept = match self.operand {
+            Kind::F32 => 0,
+            Kind::Bf16 => Masses::num_rows(batch.target.len(), vocabulary),
+        };
+        let (num_masses, num_maxima) = Masses::lens(num_kept, vocabulary);
+        let (mut masses, mut maxima) = (tape.arena().take_bf16(num_masses), tape.arena().take_f32(num_maxima));
+        let mut kept = Masses::new(vocabulary, &mut masses, &mut maxima);
+        let output = self.head_forward(tape.value(x), batch, &mut lse, Some(&mut kept));
         let derivatives = rule(&output);
 
         let head_timer = timer("head, backward");
-        let decoder = self.decoder();
         let mut d_x = {
             let (kind, len) = (tape.value(x).kind(), tape.value(x).len());
             tape.arena().take(kind, len)
@@ -449,7 +464,7 @@ impl Policy {
         crate::tape::same_type!((tape.value(x), x), (&mut d_x, d_x) => head::head_logprob_backward(
             x,
             self.head_weight(true),
-            decoder.config.vocabulary,
+            vocabulary,
             &batch.target,
             &batch.inv_temperature,
             &batch.banned,
@@ -457,11 +472,14 @@ impl Policy {
             &output.entropy,
             &derivatives.by_logprob,
             &derivatives.by_entropy,
+            Some(&kept),
             d_x,
             d_weight,
         ));
         drop(head_timer);
         tape.arena().give_f32(lse);
+        tape.arena().give_f32(maxima);
+        tape.arena().give(Buffer::Bf16(masses));
         tape.seed(x, d_x);
         tape.backward(gradients);
         gradients.settle();

@@ -7,6 +7,7 @@
 
 // R trained positions, D width, V vocabulary
 
+mod kept;
 mod row;
 mod softmax;
 
@@ -17,9 +18,10 @@ use crate::element::{Element, bf16, same_type};
 use crate::isa::{MatmulPath, matmul_path};
 use crate::parallel::{self, SharedPointer};
 use crate::team;
-use softmax::{Partial, combine, logit_gradients, partial};
+use softmax::{ChunkMasses, Partial, combine, logit_gradients, mass_gradients, partial};
 use std::ops::Range;
 
+pub use kept::{MOST_BYTES, Masses};
 pub use row::RowStatistics;
 pub use softmax::Scaling;
 
@@ -31,6 +33,8 @@ const TASK_ROWS: usize = 128;
 const TASK_ROWS_F32: usize = 512;
 /// Weights that are asked for beside the statistics of one row: about what a core can have under way.
 const ASKED: usize = 96 * 32;
+/// Rows of kept masses that are asked for before they are wanted.
+const AHEAD: usize = 2;
 /// Logits between the rows of a block: rows a power of two apart would share their place in the caches.
 const PADDING: usize = 16;
 /// Rows that the backward pass handles at a time: the gradient of the whole weight is read and written once for each
@@ -182,7 +186,8 @@ fn with_logits<E: Element, R>(
 }
 
 /// Log-probability of `targets[R]`, entropy and log-sum-exp at hidden states `x[R, D]`. Logits are multiplied by
-/// `inv_temperature[R]`; tokens in `banned` (sorted) have no probability. A row's results do not depend on R.
+/// `inv_temperature[R]`; tokens in `banned` (sorted) have no probability. A row's results do not depend on R. `kept` is
+/// filled for the backward pass; f32 weights have no use for it.
 pub fn head_logprob<E: Element>(
     x: &[E],
     weight: HeadWeight<'_>,
@@ -193,8 +198,9 @@ pub fn head_logprob<E: Element>(
     logprob: &mut [f32],
     entropy: &mut [f32],
     lse: &mut [f32],
+    kept: Option<&mut Masses<'_>>,
 ) {
-    head_logprob_on(matmul_path(), x, weight, v, targets, inv_temperature, banned, logprob, entropy, lse);
+    head_logprob_on(matmul_path(), x, weight, v, targets, inv_temperature, banned, logprob, entropy, lse, kept);
 }
 
 pub(crate) fn head_logprob_on<E: Element>(
@@ -208,6 +214,7 @@ pub(crate) fn head_logprob_on<E: Element>(
     logprob: &mut [f32],
     entropy: &mut [f32],
     lse: &mut [f32],
+    kept: Option<&mut Masses<'_>>,
 ) {
     let r = targets.len();
     check_columns(r, v, targets, banned, &[inv_temperature, logprob, entropy, lse]);
@@ -218,6 +225,7 @@ pub(crate) fn head_logprob_on<E: Element>(
         let chunks = logits.chunks();
         let task_rows = logits.task_rows();
         let groups = r.div_ceil(task_rows);
+        let kept = kept.map(Masses::places);
         // One entry per task: the partial results of its rows in its chunk. The chunk's weight serves all rows while it
         // is in the caches.
         let partials: Vec<Vec<Partial>> = parallel::map(groups * chunks, |task| {
@@ -225,10 +233,18 @@ pub(crate) fn head_logprob_on<E: Element>(
             let rows = first..(first + task_rows).min(r);
             let tokens = logits.tokens(task / groups);
             let mut partials = Vec::with_capacity(rows.len());
+            let mut masses = ChunkMasses::ZERO;
             logits.for_rows(rows, tokens.clone(), |row, z| {
                 let scaling = Scaling { inv_temperature: inv_temperature[row], banned };
-                partials.push(partial(z, tokens.start, &scaling, targets[row]));
+                let places = kept.as_ref().filter(|places| places.take(row));
+                let part = partial(z, tokens.start, &scaling, targets[row], places.map(|_| &mut masses));
+                if let Some(places) = places {
+                    // SAFETY: tasks cover different rows or different chunks.
+                    unsafe { places.keep(row, task / groups, tokens.len(), &masses, part.max()) }
+                }
+                partials.push(part);
             });
+            products::finish_stores();
             partials
         });
         for row in 0..r {
@@ -241,7 +257,7 @@ pub(crate) fn head_logprob_on<E: Element>(
 
 /// Gradients of [`head_logprob`]: `by_logprob[R]` and `by_entropy[R]` are the derivatives of the loss by its two
 /// results, `lse` and `entropy` are what it returned. `dx[R, D]` is overwritten, `dw[V, D]` added to; the flag beside it
-/// takes it for zero, whatever stands there.
+/// takes it for zero, whatever stands there. `kept` is what the forward pass filled, if it was asked to.
 ///
 /// By logit z of token v: inv_temperature · (by_logprob · (1[v = target] − p) − by_entropy · p · (ln p + entropy)).
 pub fn head_logprob_backward<E: Element>(
@@ -255,16 +271,19 @@ pub fn head_logprob_backward<E: Element>(
     entropy: &[f32],
     by_logprob: &[f32],
     by_entropy: &[f32],
+    kept: Option<&Masses<'_>>,
     dx: &mut [E],
     dw: Option<(&mut [f32], bool)>,
 ) {
-    let rows = RowData { targets, inv_temperature, banned, lse, entropy, by_logprob, by_entropy };
+    let rows = RowData { first: 0, targets, inv_temperature, banned, lse, entropy, by_logprob, by_entropy, kept };
     head_logprob_backward_on(matmul_path(), x, weight, v, &rows, dx, dw);
 }
 
 /// What the backward pass knows of each row.
 #[derive(Clone, Copy)]
 pub(crate) struct RowData<'a> {
+    /// Place of the first of these rows among those that went forward.
+    pub(crate) first: usize,
     pub(crate) targets: &'a [u32],
     pub(crate) inv_temperature: &'a [f32],
     pub(crate) banned: &'a [u32],
@@ -272,11 +291,14 @@ pub(crate) struct RowData<'a> {
     pub(crate) entropy: &'a [f32],
     pub(crate) by_logprob: &'a [f32],
     pub(crate) by_entropy: &'a [f32],
+    pub(crate) kept: Option<&'a Masses<'a>>,
 }
 
-impl RowData<'_> {
+impl<'a> RowData<'a> {
     fn part(&self, rows: Range<usize>) -> Self {
         Self {
+            first: self.first + rows.start,
+            kept: self.kept,
             targets: &self.targets[rows.clone()],
             inv_temperature: &self.inv_temperature[rows.clone()],
             banned: self.banned,
@@ -285,6 +307,28 @@ impl RowData<'_> {
             by_logprob: &self.by_logprob[rows.clone()],
             by_entropy: &self.by_entropy[rows],
         }
+    }
+
+    fn scaling(&self, row: usize) -> Scaling<'a> {
+        Scaling { inv_temperature: self.inv_temperature[row], banned: self.banned }
+    }
+
+    /// Whether masses say all that the gradients of this row need.
+    fn takes_masses(&self, row: usize) -> bool {
+        self.by_entropy[row] == 0.0
+    }
+
+    /// The masses of some rows, if all of them were kept and suffice.
+    fn kept_of(&self, mut rows: Range<usize>) -> Option<&'a Masses<'a>> {
+        let all = |kept: &&Masses<'_>| self.first + rows.end <= kept.rows();
+        self.kept.filter(all).filter(|_| rows.all(|row| self.takes_masses(row)))
+    }
+
+    /// Place of the row's target within the tokens from `first` on, unless it is banned.
+    fn target_within(&self, row: usize, first: usize, num_tokens: usize) -> Option<usize> {
+        let target = self.targets[row];
+        let index = (target as usize).checked_sub(first).filter(|index| *index < num_tokens)?;
+        self.banned.binary_search(&target).is_err().then_some(index)
     }
 }
 
@@ -405,13 +449,28 @@ fn gradients_by_logits<O: Element>(
     let dz = SharedPointer(dz.as_mut_ptr());
     parallel::for_chunks(groups * chunks.len(), 1, |task| {
         let first = task.start % groups * task_rows;
-        let tokens = logits.tokens(chunks.start + task.start / groups);
-        logits.for_rows(first..(first + task_rows).min(r), tokens.clone(), |row, z| {
+        let chunk = chunks.start + task.start / groups;
+        let (tokens, members) = (logits.tokens(chunk), first..(first + task_rows).min(r));
+        let out_of = |row: usize| {
             let offset = row * stride + tokens.start - first_token;
             // SAFETY: tasks cover different rows or different tokens of `dz`.
-            let out = unsafe { std::slice::from_raw_parts_mut(dz.at(offset), tokens.len()) };
-            logit_gradients(z, tokens.start, rows, row, out);
-        });
+            unsafe { std::slice::from_raw_parts_mut(dz.at(offset), tokens.len()) }
+        };
+        match rows.kept_of(members.clone()) {
+            Some(kept) => {
+                let end = members.end;
+                for row in members {
+                    if row + AHEAD < end {
+                        pack::ask_for(kept.of(rows.first + row + AHEAD, chunk, tokens.clone()).0);
+                    }
+                    let (masses, max) = kept.of(rows.first + row, chunk, tokens.clone());
+                    mass_gradients(masses, max, tokens.start, rows, row, out_of(row));
+                }
+            }
+            None => logits.for_rows(members, tokens.clone(), |row, z| {
+                logit_gradients(z, tokens.start, rows, row, out_of(row));
+            }),
+        }
     });
 }
 
@@ -491,7 +550,7 @@ pub(crate) fn head_logits_on<'a, E: Element>(
             let tokens = logits.tokens(task / groups);
             let mut partials = Vec::with_capacity(rows.len());
             logits.for_rows(rows, tokens.clone(), |row, z| {
-                partials.push(partial(z, tokens.start, &scalings[row], u32::MAX));
+                partials.push(partial(z, tokens.start, &scalings[row], u32::MAX, None));
                 // SAFETY: tasks cover different rows or different tokens of `out`.
                 unsafe { products::copy_past_caches(z, out.at(row * v + tokens.start)) }
                 logits.ask_for(task / groups + team::num_threads(), row - first);

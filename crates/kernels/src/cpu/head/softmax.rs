@@ -5,7 +5,7 @@
 use super::{CHUNK, RowData};
 use crate::cpu::math::{exp, ln};
 use crate::cpu::vector::{Vector, WIDTH, exp2, load, store, total, vectorised};
-use crate::element::Element;
+use crate::element::{Element, bf16};
 use crate::isa::multiversion;
 use std::f32::consts::LOG2_E;
 
@@ -85,18 +85,34 @@ pub(super) struct RowResult {
     pub(super) lse: f32,
 }
 
-/// Statistics of the chunk that starts at token `first`.
-pub(super) fn partial(logits: &[f32], first: usize, scaling: &Scaling<'_>, target: u32) -> Partial {
+/// Statistics of the chunk that starts at token `first`. `masses`, if any, receives e^(z−m) of each of its tokens.
+pub(super) fn partial(
+    logits: &[f32],
+    first: usize,
+    scaling: &Scaling<'_>,
+    target: u32,
+    masses: Option<&mut ChunkMasses>,
+) -> Partial {
+    let masses = masses.map_or(&mut [][..], |masses| &mut masses.0);
     let (max, sum, weighted) = match logits.try_into() {
-        Ok(z) if scaling.takes_all(first, logits.len()) => statistics(z, scaling.inv_temperature),
+        Ok(z) if scaling.takes_all(first, logits.len()) => statistics(z, scaling.inv_temperature, masses),
         _ => {
             let mut z = [f32::NEG_INFINITY; CHUNK];
             scaling.apply(logits, first, &mut z);
-            statistics(&z, 1.0)
+            statistics(&z, 1.0, masses)
         }
     };
     let index = (target as usize).checked_sub(first).filter(|&index| index < logits.len());
     Partial { max, sum, weighted, target: index.map(|index| scaling.of(logits[index], target)) }
+}
+
+/// e^(z−m) of a chunk, with m the largest of its scaled logits; zero for banned tokens and beyond the vocabulary.
+#[derive(Clone, Copy)]
+#[repr(align(64))]
+pub(super) struct ChunkMasses(pub(super) [bf16; CHUNK]);
+
+impl ChunkMasses {
+    pub(super) const ZERO: Self = Self([bf16::ZERO; CHUNK]);
 }
 
 /// Combines the chunks of a row, first to last.
@@ -171,24 +187,22 @@ multiversion! {
 }
 
 vectorised! {
-    /// The largest of the scaled logits m, Σ e^(z−m) and Σ (z−m) e^(z−m).
-    fn statistics<V>(logits: &[f32; CHUNK], scale: f32) -> (f32, f32, f32) {
+    /// The largest of the scaled logits m, Σ e^(z−m) and Σ (z−m) e^(z−m). `masses` is empty, or receives all e^(z−m).
+    fn statistics<V>(logits: &[f32; CHUNK], scale: f32, masses: &mut [bf16]) -> (f32, f32, f32) {
         let (parts, _) = logits.as_chunks::<WIDTH>();
         let scale = V::splat(scale);
-        let mut largest = [V::splat(f32::NEG_INFINITY); 4];
-        for four in parts.as_chunks::<4>().0 {
-            for (largest, z) in largest.iter_mut().zip(four) {
-                *largest = V::load(z).mul(scale).max(*largest);
-            }
-        }
-        let max = greatest(largest[0].max(largest[1]).max(largest[2].max(largest[3])));
+        let max = largest::<V>(parts, scale);
         // All banned, or all NaN: any finite stand-in gives sum 0 or NaN.
         let shift = V::splat(if max == f32::NEG_INFINITY { 0.0 } else { max });
         let (mut sums, mut weighted) = ([V::splat(0.0); LANES / WIDTH], [V::splat(0.0); LANES / WIDTH]);
+        let mut kept = masses.as_chunks_mut::<WIDTH>().0.iter_mut();
         for both in parts.as_chunks::<{ LANES / WIDTH }>().0 {
             for ((sum, weighted), z) in sums.iter_mut().zip(&mut weighted).zip(both) {
                 let below = V::load(z).mul(scale).sub(shift);
                 let e = mass(below);
+                if let Some(kept) = kept.next() {
+                    e.store_bf16(kept);
+                }
                 *sum = sum.add(e);
                 *weighted = weighted.add(e.mul(V::splat(LOWEST).max(below)));
             }
@@ -197,15 +211,22 @@ vectorised! {
     }
 }
 
-/// The greatest of sixteen values, none of which is NaN.
+/// The largest of the scaled logits; those that are not a number do not count.
 #[inline(always)]
-fn greatest<V: Vector>(x: V) -> f32 {
+fn largest<V: Vector>(logits: &[[f32; WIDTH]], scale: V) -> f32 {
+    let mut largest = [V::splat(f32::NEG_INFINITY); 4];
+    for four in logits.as_chunks::<4>().0 {
+        for (largest, z) in largest.iter_mut().zip(four) {
+            *largest = V::load(z).mul(scale).max(*largest);
+        }
+    }
     let mut values = [0.0; WIDTH];
-    x.store(&mut values);
+    largest[0].max(largest[1]).max(largest[2].max(largest[3])).store(&mut values);
     values.into_iter().fold(f32::NEG_INFINITY, f32::max)
 }
 
-/// Gradient by the unscaled logits of the chunk that starts at token `first`; `logits` is used as work space.
+/// Gradient by the unscaled logits of the chunk that starts at token `first`; `logits` is used as work space. Rows of
+/// bf16 without a derivative by the entropy go through rounded masses, as they do where these were kept.
 pub(super) fn logit_gradients<O: Element>(
     logits: &mut [f32],
     first: usize,
@@ -213,6 +234,11 @@ pub(super) fn logit_gradients<O: Element>(
     row: usize,
     out: &mut [O],
 ) {
+    if O::NAME == bf16::NAME && rows.takes_masses(row) {
+        let mut masses = ChunkMasses::ZERO;
+        let part = partial(logits, first, &rows.scaling(row), u32::MAX, Some(&mut masses));
+        return mass_gradients(&masses.0, part.max, first, rows, row, out);
+    }
     for index in banned_within(rows.banned, first, logits.len()) {
         logits[index] = f32::NEG_INFINITY;
     }
@@ -225,11 +251,38 @@ pub(super) fn logit_gradients<O: Element>(
         by_entropy: -scale * rows.by_entropy[row],
     };
     gradients(logits, &constants, out);
-    let target = (rows.targets[row] as usize).wrapping_sub(first);
-    if target < logits.len() && logits[target] != f32::NEG_INFINITY {
+    if let Some(target) = rows.target_within(row, first, logits.len()) {
         let mut own = [0.0f32];
         gradients(&logits[target..=target], &constants, &mut own);
         out[target] = O::from_f32(own[0] + scale * rows.by_logprob[row]);
+    }
+}
+
+/// The same from the masses of the chunk and the largest of its scaled logits, for a row without a derivative by the
+/// entropy.
+pub(super) fn mass_gradients<O: Element>(
+    masses: &[bf16],
+    max: f32,
+    first: usize,
+    rows: &RowData<'_>,
+    row: usize,
+    out: &mut [O],
+) {
+    let by_logprob = rows.inv_temperature[row] * rows.by_logprob[row];
+    // p = e^(z−m) · e^(m−lse); a chunk without an allowed token has masses of zero.
+    let factor = -by_logprob * exp(max - rows.lse[row]);
+    times(masses, factor, out);
+    if let Some(target) = rows.target_within(row, first, out.len()) {
+        out[target] = O::from_f32(masses[target].to_f32() * factor + by_logprob);
+    }
+}
+
+vectorised! {
+    fn times<V, O: Element>(x: &[bf16], factor: f32, out: &mut [O]) {
+        let factor = V::splat(factor);
+        for at in (0..out.len()).step_by(WIDTH) {
+            store(load::<V, bf16>(x, at).mul(factor), out, at);
+        }
     }
 }
 
