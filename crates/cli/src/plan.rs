@@ -178,6 +178,7 @@ fn learning(plan: &plan::Plan, tokens: usize, recompute: bool) {
     told("backward copies", plan.packed_backward);
     let [token, patch] = plan.activations(recompute);
     told(&format!("{tokens} tokens"), tokens * token);
+    told("probabilities", plan.masses(tokens));
     if patch > 0 {
         println!("  {:<18}{:>10} B per patch", "pictures", patch);
     }

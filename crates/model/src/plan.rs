@@ -8,6 +8,7 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
+use foveate_kernels::cpu::head;
 use serde_json::Value;
 
 use crate::adapters::{AdapterSpec, block_of, declare_adapters};
@@ -41,6 +42,8 @@ pub struct Plan {
     pub activations_per_patch: usize,
     /// The same two where blocks are run again when going back: their inputs, and one block.
     pub recomputed: [usize; 2],
+    /// Probabilities of the vocabulary that the head keeps of one trained token, [`head::MOST_BYTES`] of all at most.
+    pub masses_per_token: usize,
     /// Keys and values of one token.
     pub cache_per_token: usize,
 }
@@ -124,6 +127,7 @@ pub fn of_config(
         activations_per_token: blocks[2].stored,
         activations_per_patch: blocks[0].stored,
         recomputed: [blocks[2].recomputed(), blocks[0].recomputed()],
+        masses_per_token: if value == 2 { 2 * decoder.vocabulary } else { 0 },
         cache_per_token,
     })
 }
@@ -191,11 +195,16 @@ impl Plan {
         if recompute { self.recomputed } else { [self.activations_per_token, self.activations_per_patch] }
     }
 
-    /// To learn from batches of so many tokens and patches, without keys and values of sampling.
+    /// What the head keeps where all of so many tokens are trained.
+    pub fn masses(&self, num_tokens: usize) -> usize {
+        (num_tokens * self.masses_per_token).min(head::MOST_BYTES)
+    }
+
+    /// To learn from batches of so many tokens, all of them trained, and patches, without keys and values of sampling.
     pub fn to_learn(&self, num_tokens: usize, num_patches: usize, recompute: bool) -> usize {
         let [token, patch] = self.activations(recompute);
         let activations = num_tokens * token + num_patches * patch;
-        self.to_ask() + self.packed_backward + self.gradients + self.moments + activations
+        self.to_ask() + self.packed_backward + self.gradients + self.moments + activations + self.masses(num_tokens)
     }
 }
 

@@ -1,9 +1,9 @@
 //! The language-model head: log-probability and entropy of given tokens, and their gradients.
-//! Knows hidden states, the output weight and temperatures; nothing of losses. No tokens x vocabulary matrix exists:
-//! the vocabulary is walked in chunks of a fixed size, whose results are combined in a fixed order. Sampling works
-//! from full logits rows of few tokens and gets the same bits through [`RowStatistics`].
-//! Cost: one product forward, three backward (logits are computed again); half a MiB of scratch per thread, and going
-//! back up to 30 MiB for 4096 rows.
+//! Knows hidden states, the output weight and temperatures; nothing of losses. The vocabulary is walked in chunks of a
+//! fixed size, whose results are combined in a fixed order. Sampling works from full logits rows of few tokens and gets
+//! the same bits through [`RowStatistics`].
+//! Cost: one product forward, two backward, and a third for rows whose probabilities were not kept ([`Masses`]); half a
+//! MiB of scratch per thread, and going back up to 30 MiB for 4096 rows.
 
 // R trained positions, D width, V vocabulary
 
