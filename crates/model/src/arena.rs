@@ -116,13 +116,8 @@ impl Arena {
     pub fn take(&mut self, kind: Kind, len: usize) -> Buffer {
         match kind {
             Kind::F32 => Buffer::F32(self.take_f32(len)),
-            Kind::Bf16 => Buffer::Bf16(self.take_bf16(len)),
+            Kind::Bf16 => Buffer::Bf16(take(&mut self.bf16, &mut self.held_bytes, len)),
         }
-    }
-
-    /// A bf16 buffer whose values are unspecified.
-    pub fn take_bf16(&mut self, len: usize) -> Values<bf16> {
-        take(&mut self.bf16, &mut self.held_bytes, len)
     }
 
     /// An f32 buffer whose values are unspecified.

@@ -42,8 +42,10 @@ pub struct Plan {
     pub activations_per_patch: usize,
     /// The same two where blocks are run again when going back: their inputs, and one block.
     pub recomputed: [usize; 2],
-    /// Probabilities of the vocabulary that the head keeps of one trained token, [`head::MOST_BYTES`] of all at most.
+    /// Probabilities of the vocabulary that the head keeps of one trained token.
     pub masses_per_token: usize,
+    /// What it keeps of all of them at most.
+    pub most_masses: usize,
     /// Keys and values of one token.
     pub cache_per_token: usize,
 }
@@ -127,7 +129,8 @@ pub fn of_config(
         activations_per_token: blocks[2].stored,
         activations_per_patch: blocks[0].stored,
         recomputed: [blocks[2].recomputed(), blocks[0].recomputed()],
-        masses_per_token: if value == 2 { 2 * decoder.vocabulary } else { 0 },
+        masses_per_token: value * decoder.vocabulary,
+        most_masses: value * head::MOST_VALUES,
         cache_per_token,
     })
 }
@@ -197,7 +200,7 @@ impl Plan {
 
     /// What the head keeps where all of so many tokens are trained.
     pub fn masses(&self, num_tokens: usize) -> usize {
-        (num_tokens * self.masses_per_token).min(head::MOST_BYTES)
+        (num_tokens * self.masses_per_token).min(self.most_masses)
     }
 
     /// To learn from batches of so many tokens, all of them trained, and patches, without keys and values of sampling.

@@ -5,7 +5,7 @@
 use std::path::Path;
 use std::rc::Rc;
 
-use foveate_kernels::cpu::head::{self, HeadWeight, Masses};
+use foveate_kernels::cpu::head::{self, HeadWeight, MassValues, Masses};
 use foveate_kernels::isa;
 use foveate_kernels::memory::Values;
 use serde_json::Value;
@@ -441,13 +441,15 @@ impl Policy {
         let decoder = self.decoder();
         let vocabulary = decoder.config.vocabulary;
         let mut lse = tape.arena().take_f32(batch.target.len());
-        let num_kept = match self.operand {
-            Kind::F32 => 0,
-            Kind::Bf16 => Masses::num_rows(batch.target.len(), vocabulary),
-        };
+        let num_kept = Masses::num_rows(batch.target.len(), vocabulary);
         let (num_masses, num_maxima) = Masses::lens(num_kept, vocabulary);
-        let (mut masses, mut maxima) = (tape.arena().take_bf16(num_masses), tape.arena().take_f32(num_maxima));
-        let mut kept = Masses::new(vocabulary, &mut masses, &mut maxima);
+        let (mut masses, mut maxima) = (tape.arena().take(self.operand, num_masses), tape.arena().take_f32(num_maxima));
+        let values = match &mut masses {
+            Buffer::F32(values) => MassValues::F32(values),
+            Buffer::Bf16(values) => MassValues::Bf16(values),
+            Buffer::Device(_) => unreachable!("a model on a GPU went its way above"),
+        };
+        let mut kept = Masses::new(vocabulary, values, &mut maxima);
         let output = self.head_forward(tape.value(x), batch, &mut lse, Some(&mut kept));
         let derivatives = rule(&output);
 
@@ -479,7 +481,7 @@ impl Policy {
         drop(head_timer);
         tape.arena().give_f32(lse);
         tape.arena().give_f32(maxima);
-        tape.arena().give(Buffer::Bf16(masses));
+        tape.arena().give(masses);
         tape.seed(x, d_x);
         tape.backward(gradients);
         gradients.settle();

@@ -18,10 +18,11 @@ use crate::element::{Element, bf16, same_type};
 use crate::isa::{MatmulPath, matmul_path};
 use crate::parallel::{self, SharedPointer};
 use crate::team;
+use kept::Places;
 use softmax::{ChunkMasses, Partial, combine, logit_gradients, mass_gradients, partial};
 use std::ops::Range;
 
-pub use kept::{MOST_BYTES, Masses};
+pub use kept::{MOST_VALUES, MassValues, Masses};
 pub use row::RowStatistics;
 pub use softmax::Scaling;
 
@@ -187,7 +188,7 @@ fn with_logits<E: Element, R>(
 
 /// Log-probability of `targets[R]`, entropy and log-sum-exp at hidden states `x[R, D]`. Logits are multiplied by
 /// `inv_temperature[R]`; tokens in `banned` (sorted) have no probability. A row's results do not depend on R. `kept` is
-/// filled for the backward pass; f32 weights have no use for it.
+/// filled for the backward pass.
 pub fn head_logprob<E: Element>(
     x: &[E],
     weight: HeadWeight<'_>,
@@ -221,38 +222,56 @@ pub(crate) fn head_logprob_on<E: Element>(
     if r == 0 {
         return;
     }
-    with_logits(path, x, r, weight, v, |logits| {
-        let chunks = logits.chunks();
-        let task_rows = logits.task_rows();
-        let groups = r.div_ceil(task_rows);
-        let kept = kept.map(Masses::places);
-        // One entry per task: the partial results of its rows in its chunk. The chunk's weight serves all rows while it
-        // is in the caches.
-        let partials: Vec<Vec<Partial>> = parallel::map(groups * chunks, |task| {
-            let first = task % groups * task_rows;
-            let rows = first..(first + task_rows).min(r);
-            let tokens = logits.tokens(task / groups);
-            let mut partials = Vec::with_capacity(rows.len());
-            let mut masses = ChunkMasses::ZERO;
-            logits.for_rows(rows, tokens.clone(), |row, z| {
-                let scaling = Scaling { inv_temperature: inv_temperature[row], banned };
-                let places = kept.as_ref().filter(|places| places.take(row));
-                let part = partial(z, tokens.start, &scaling, targets[row], places.map(|_| &mut masses));
-                if let Some(places) = places {
-                    // SAFETY: tasks cover different rows or different chunks.
-                    unsafe { places.keep(row, task / groups, tokens.len(), &masses, part.max()) }
-                }
-                partials.push(part);
-            });
-            products::finish_stores();
-            partials
-        });
-        for row in 0..r {
-            let group = row / task_rows;
-            let result = combine((0..chunks).map(|chunk| partials[chunk * groups + group][row % task_rows]));
-            (logprob[row], entropy[row], lse[row]) = (result.logprob, result.entropy, result.lse);
+    let results = (logprob, entropy, lse);
+    with_logits(path, x, r, weight, v, |logits| match weight {
+        HeadWeight::F32(_) => {
+            forward_rows::<f32>(logits, targets, inv_temperature, banned, results, kept.map(Masses::places));
+        }
+        HeadWeight::Bf16 { .. } => {
+            forward_rows::<bf16>(logits, targets, inv_temperature, banned, results, kept.map(Masses::places));
         }
     });
+}
+
+/// The forward pass of prepared rows; `O` is the type of the products' operands.
+fn forward_rows<O: Element>(
+    logits: &Logits<'_>,
+    targets: &[u32],
+    inv_temperature: &[f32],
+    banned: &[u32],
+    (logprob, entropy, lse): (&mut [f32], &mut [f32], &mut [f32]),
+    kept: Option<Places<'_, O>>,
+) {
+    let r = targets.len();
+    let chunks = logits.chunks();
+    let task_rows = logits.task_rows();
+    let groups = r.div_ceil(task_rows);
+    // One entry per task: the partial results of its rows in its chunk. The chunk's weight serves all rows while it is in
+    // the caches.
+    let partials: Vec<Vec<Partial>> = parallel::map(groups * chunks, |task| {
+        let first = task % groups * task_rows;
+        let rows = first..(first + task_rows).min(r);
+        let tokens = logits.tokens(task / groups);
+        let mut partials = Vec::with_capacity(rows.len());
+        let mut masses = ChunkMasses::default();
+        logits.for_rows(rows, tokens.clone(), |row, z| {
+            let scaling = Scaling { inv_temperature: inv_temperature[row], banned };
+            let places = kept.as_ref().filter(|places| places.take(row));
+            let part = partial(z, tokens.start, &scaling, targets[row], places.map(|_| &mut masses));
+            if let Some(places) = places {
+                // SAFETY: tasks cover different rows or different chunks.
+                unsafe { places.keep(row, task / groups, tokens.len(), &masses, part.max()) }
+            }
+            partials.push(part);
+        });
+        products::finish_stores();
+        partials
+    });
+    for row in 0..r {
+        let group = row / task_rows;
+        let result = combine((0..chunks).map(|chunk| partials[chunk * groups + group][row % task_rows]));
+        (logprob[row], entropy[row], lse[row]) = (result.logprob, result.entropy, result.lse);
+    }
 }
 
 /// Gradients of [`head_logprob`]: `by_logprob[R]` and `by_entropy[R]` are the derivatives of the loss by its two
@@ -461,9 +480,10 @@ fn gradients_by_logits<O: Element>(
                 let end = members.end;
                 for row in members {
                     if row + AHEAD < end {
-                        pack::ask_for(kept.of(rows.first + row + AHEAD, chunk, tokens.clone()).0);
+                        let (later, _) = kept.of::<O>(rows.first + row + AHEAD, chunk, tokens.clone());
+                        pack::ask_for(bytemuck::cast_slice(later));
                     }
-                    let (masses, max) = kept.of(rows.first + row, chunk, tokens.clone());
+                    let (masses, max) = kept.of::<O>(rows.first + row, chunk, tokens.clone());
                     mass_gradients(masses, max, tokens.start, rows, row, out_of(row));
                 }
             }
@@ -550,7 +570,7 @@ pub(crate) fn head_logits_on<'a, E: Element>(
             let tokens = logits.tokens(task / groups);
             let mut partials = Vec::with_capacity(rows.len());
             logits.for_rows(rows, tokens.clone(), |row, z| {
-                partials.push(partial(z, tokens.start, &scalings[row], u32::MAX, None));
+                partials.push(partial::<f32>(z, tokens.start, &scalings[row], u32::MAX, None));
                 // SAFETY: tasks cover different rows or different tokens of `out`.
                 unsafe { products::copy_past_caches(z, out.at(row * v + tokens.start)) }
                 logits.ask_for(task / groups + team::num_threads(), row - first);

@@ -17,7 +17,7 @@ impl<'a> RowStatistics<'a> {
     /// From a row of logits.
     pub fn new(logits_v: &[f32], scaling: Scaling<'a>) -> Self {
         let parts = logits_v.chunks(CHUNK).enumerate();
-        let partials = parts.map(|(chunk, z)| partial(z, chunk * CHUNK, &scaling, u32::MAX, None)).collect();
+        let partials = parts.map(|(chunk, z)| partial::<f32>(z, chunk * CHUNK, &scaling, u32::MAX, None)).collect();
         Self { scaling, partials }
     }
 

@@ -5,7 +5,7 @@
 use super::{CHUNK, RowData};
 use crate::cpu::math::{exp, ln};
 use crate::cpu::vector::{Vector, WIDTH, exp2, load, store, total, vectorised};
-use crate::element::{Element, bf16};
+use crate::element::Element;
 use crate::isa::multiversion;
 use std::f32::consts::LOG2_E;
 
@@ -86,12 +86,12 @@ pub(super) struct RowResult {
 }
 
 /// Statistics of the chunk that starts at token `first`. `masses`, if any, receives e^(z−m) of each of its tokens.
-pub(super) fn partial(
+pub(super) fn partial<O: Element>(
     logits: &[f32],
     first: usize,
     scaling: &Scaling<'_>,
     target: u32,
-    masses: Option<&mut ChunkMasses>,
+    masses: Option<&mut ChunkMasses<O>>,
 ) -> Partial {
     let masses = masses.map_or(&mut [][..], |masses| &mut masses.0);
     let (max, sum, weighted) = match logits.try_into() {
@@ -109,10 +109,12 @@ pub(super) fn partial(
 /// e^(z−m) of a chunk, with m the largest of its scaled logits; zero for banned tokens and beyond the vocabulary.
 #[derive(Clone, Copy)]
 #[repr(align(64))]
-pub(super) struct ChunkMasses(pub(super) [bf16; CHUNK]);
+pub(super) struct ChunkMasses<O>(pub(super) [O; CHUNK]);
 
-impl ChunkMasses {
-    pub(super) const ZERO: Self = Self([bf16::ZERO; CHUNK]);
+impl<O: Element> Default for ChunkMasses<O> {
+    fn default() -> Self {
+        Self([O::default(); CHUNK])
+    }
 }
 
 /// Combines the chunks of a row, first to last.
@@ -188,7 +190,7 @@ multiversion! {
 
 vectorised! {
     /// The largest of the scaled logits m, Σ e^(z−m) and Σ (z−m) e^(z−m). `masses` is empty, or receives all e^(z−m).
-    fn statistics<V>(logits: &[f32; CHUNK], scale: f32, masses: &mut [bf16]) -> (f32, f32, f32) {
+    fn statistics<V, O: Element>(logits: &[f32; CHUNK], scale: f32, masses: &mut [O]) -> (f32, f32, f32) {
         let (parts, _) = logits.as_chunks::<WIDTH>();
         let scale = V::splat(scale);
         let max = largest::<V>(parts, scale);
@@ -201,7 +203,7 @@ vectorised! {
                 let below = V::load(z).mul(scale).sub(shift);
                 let e = mass(below);
                 if let Some(kept) = kept.next() {
-                    e.store_bf16(kept);
+                    store(e, kept, 0);
                 }
                 *sum = sum.add(e);
                 *weighted = weighted.add(e.mul(V::splat(LOWEST).max(below)));
@@ -225,8 +227,8 @@ fn largest<V: Vector>(logits: &[[f32; WIDTH]], scale: V) -> f32 {
     values.into_iter().fold(f32::NEG_INFINITY, f32::max)
 }
 
-/// Gradient by the unscaled logits of the chunk that starts at token `first`; `logits` is used as work space. Rows of
-/// bf16 without a derivative by the entropy go through rounded masses, as they do where these were kept.
+/// Gradient by the unscaled logits of the chunk that starts at token `first`; `logits` is used as work space. Rows
+/// without a derivative by the entropy go through masses, as they do where these were kept.
 pub(super) fn logit_gradients<O: Element>(
     logits: &mut [f32],
     first: usize,
@@ -234,8 +236,8 @@ pub(super) fn logit_gradients<O: Element>(
     row: usize,
     out: &mut [O],
 ) {
-    if O::NAME == bf16::NAME && rows.takes_masses(row) {
-        let mut masses = ChunkMasses::ZERO;
+    if rows.takes_masses(row) {
+        let mut masses = ChunkMasses::<O>::default();
         let part = partial(logits, first, &rows.scaling(row), u32::MAX, Some(&mut masses));
         return mass_gradients(&masses.0, part.max, first, rows, row, out);
     }
@@ -261,7 +263,7 @@ pub(super) fn logit_gradients<O: Element>(
 /// The same from the masses of the chunk and the largest of its scaled logits, for a row without a derivative by the
 /// entropy.
 pub(super) fn mass_gradients<O: Element>(
-    masses: &[bf16],
+    masses: &[O],
     max: f32,
     first: usize,
     rows: &RowData<'_>,
@@ -278,10 +280,10 @@ pub(super) fn mass_gradients<O: Element>(
 }
 
 vectorised! {
-    fn times<V, O: Element>(x: &[bf16], factor: f32, out: &mut [O]) {
+    fn times<V, O: Element>(x: &[O], factor: f32, out: &mut [O]) {
         let factor = V::splat(factor);
         for at in (0..out.len()).step_by(WIDTH) {
-            store(load::<V, bf16>(x, at).mul(factor), out, at);
+            store(load::<V, O>(x, at).mul(factor), out, at);
         }
     }
 }

@@ -69,23 +69,12 @@ impl Case {
         out
     }
 
-    /// What the forward pass keeps of the first `rows` rows.
-    fn masses<E: Element>(
-        &self,
-        path: MatmulPath,
-        x: &[E],
-        weight: HeadWeight<'_>,
-        rows: usize,
-    ) -> (Vec<bf16>, Vec<f32>) {
-        let (values, maxima) = Masses::lens(rows, self.v);
-        let (mut values, mut maxima) = (vec![bf16::NAN; values], vec![f32::NAN; maxima]);
-        let mut kept = Masses::new(self.v, &mut values, &mut maxima);
-        let [mut logprob, mut entropy, mut lse] = [(); 3].map(|()| vec![0.0; self.r]);
+    /// Fills `kept` in a forward pass.
+    fn fill<E: Element>(&self, path: MatmulPath, x: &[E], weight: HeadWeight<'_>, kept: &mut Masses<'_>) {
+        let mut out = [vec![0.0; self.r], vec![0.0; self.r], vec![0.0; self.r]];
+        let [logprob, entropy, lse] = &mut out;
         let (targets, scales) = (&self.targets, &self.inv_temperature);
-        let (kept, results) = (Some(&mut kept), [&mut logprob, &mut entropy, &mut lse]);
-        let [logprob, entropy, lse] = results;
-        head_logprob_on(path, x, weight, self.v, targets, scales, &self.banned, logprob, entropy, lse, kept);
-        (values, maxima)
+        head_logprob_on(path, x, weight, self.v, targets, scales, &self.banned, logprob, entropy, lse, Some(kept));
     }
 
     fn check_forward(&self, found: &[Vec<f32>; 3], what: &str) {
@@ -305,42 +294,55 @@ fn gradients_match_f64_on_every_path() {
             check_backward(&case, path, &Case::narrow(&case.x), weight, 0.5, 2e-2);
             check_backward(&case, path, &Case::narrow(&case.x), weight, 0.0, 2e-2);
         }
+        check_backward(&case, MatmulPath::Portable, &case.x, HeadWeight::F32(&case.w), 0.0, 2e-5);
+    }
+}
+
+fn check_kept<E: Element>(
+    case: &Case,
+    x: &[E],
+    weight: HeadWeight<'_>,
+    wrap: impl for<'a> Fn(&'a mut [E]) -> MassValues<'a>,
+) {
+    let (r, d, v, path) = (case.r, case.d, case.v, matmul_path());
+    let [_, entropy, lse] = case.forward(path, x, weight);
+    let by_logprob = numbers(r, 6, 1.0);
+    // No derivative by the entropy, or one in some rows.
+    for every in [usize::MAX, 140] {
+        let by_entropy: Vec<f32> = (0..r).map(|row| if (row + 1) % every == 0 { 0.3 } else { 0.0 }).collect();
+        let gradients = |kept: Option<&Masses<'_>>| {
+            let (targets, inv_temperature, banned) = (&case.targets, &case.inv_temperature, &case.banned);
+            let (mut dx, mut dw) = (vec![E::from_f32(f32::NAN); r * d], vec![f32::NAN; v * d]);
+            let (lse, entropy, by_logprob, by_entropy) = (&lse, &entropy, &by_logprob, &by_entropy);
+            let rows =
+                RowData { first: 0, targets, inv_temperature, banned, lse, entropy, by_logprob, by_entropy, kept };
+            head_logprob_backward_on(path, x, weight, v, &rows, &mut dx, Some((&mut dw, true)));
+            (dx, bits(&dw))
+        };
+        let again = gradients(None);
+        for rows in [r, r.min(200), 0] {
+            let (num_values, num_maxima) = Masses::lens(rows, v);
+            let mut values = vec![E::from_f32(f32::NAN); num_values];
+            let mut maxima = vec![f32::NAN; num_maxima];
+            case.fill(path, x, weight, &mut Masses::new(v, wrap(&mut values), &mut maxima));
+            // A banned token has no mass, whatever its logit.
+            for (row, id) in (0..rows).flat_map(|row| case.banned.iter().map(move |id| (row, *id as usize))) {
+                assert_eq!(values[row * v.next_multiple_of(32) + id], E::from_f32(0.0), "token {id} of row {row}");
+            }
+            let kept = Masses::new(v, wrap(&mut values), &mut maxima);
+            assert!(again == gradients(Some(&kept)), "{} {rows} of {r} rows", E::NAME);
+        }
     }
 }
 
 #[test]
 fn kept_masses_give_the_bits_of_computing_again() {
-    for (r, d, v) in [(1, 16, 40), (150, 33, 1030), (300, 24, 2100)] {
+    for (r, d, v) in [(1, 16, 40), (150, 33, 1030), (300, 24, 2100), (530, 8, 1050)] {
         let case = Case::new(r, d, v);
         let (forward, backward) = case.packed();
         let weight = HeadWeight::Bf16 { forward: &forward, backward: &backward };
-        let x = Case::narrow(&case.x);
-        let path = matmul_path();
-        let [_, entropy, lse] = case.forward(path, &x, weight);
-        let by_logprob = numbers(r, 6, 1.0);
-        // No derivative by the entropy, or one in some rows.
-        for every in [usize::MAX, 140] {
-            let by_entropy: Vec<f32> = (0..r).map(|row| if (row + 1) % every == 0 { 0.3 } else { 0.0 }).collect();
-            let gradients = |kept: Option<&Masses<'_>>| {
-                let (targets, inv_temperature) = (&case.targets, &case.inv_temperature);
-                let (mut dx, mut dw) = (vec![bf16::NAN; r * d], vec![f32::NAN; v * d]);
-                let (lse, entropy, by_logprob, by_entropy) = (&lse, &entropy, &by_logprob, &by_entropy);
-                let banned = &case.banned;
-                let rows =
-                    RowData { first: 0, targets, inv_temperature, banned, lse, entropy, by_logprob, by_entropy, kept };
-                head_logprob_backward_on(path, &x, weight, v, &rows, &mut dx, Some((&mut dw, true)));
-                (dx, bits(&dw))
-            };
-            let again = gradients(None);
-            for rows in [r, r.min(200), 0] {
-                let (mut values, mut maxima) = case.masses(path, &x, weight, rows);
-                // A banned token has no mass, whatever its logit.
-                for (row, id) in (0..rows).flat_map(|row| case.banned.iter().map(move |id| (row, *id as usize))) {
-                    assert_eq!(values[row * v.next_multiple_of(32) + id], bf16::ZERO, "token {id} of row {row}");
-                }
-                assert!(again == gradients(Some(&Masses::new(v, &mut values, &mut maxima))), "{rows} of {r} rows");
-            }
-        }
+        check_kept(&case, &Case::narrow(&case.x), weight, |values| MassValues::Bf16(values));
+        check_kept(&case, &case.x, HeadWeight::F32(&case.w), |values| MassValues::F32(values));
     }
 }
 
