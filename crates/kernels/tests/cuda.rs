@@ -766,3 +766,30 @@ fn what_is_recorded_runs_when_it_is_repeated_and_keeps_its_memory() {
         assert_eq!(device.memory_used()[0], resting, "on {}", device.name());
     }
 }
+
+#[test]
+fn what_another_thread_asks_for_is_not_recorded() {
+    for device in devices().into_iter().flatten() {
+        let (x, y, one) = (device.upload(&[1f32]), device.upload(&[5f32]), device.upload(&[1f32]));
+        let scratch = device.scratch();
+        let begun = std::sync::Barrier::new(2);
+        let recording = std::thread::scope(|scope| {
+            let other = scope.spawn(|| {
+                begun.wait();
+                ops::elementwise::add(y.all(), one.all());
+                y.download::<f32>()
+            });
+            let recorded = device.record(&scratch, || {
+                ops::elementwise::add(x.all(), one.all());
+                begun.wait();
+                // Time to come into the recording, were it open to others.
+                std::thread::sleep(std::time::Duration::from_millis(30));
+            });
+            assert_eq!(other.join().expect("it does not panic"), [6.0], "on {}", device.name());
+            recorded.unwrap_or_else(|error| panic!("{error}")).0
+        });
+        assert_eq!(x.download::<f32>(), [1.0], "on {}", device.name());
+        device.replay(&recording);
+        assert_eq!((x.download::<f32>(), y.download::<f32>()), (vec![2.0], vec![6.0]), "on {}", device.name());
+    }
+}

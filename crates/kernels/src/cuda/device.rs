@@ -4,7 +4,8 @@
 //! Knows sizes; knows no ops. Cost: a search in a small map per buffer.
 
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::ThreadId;
 
 use super::buffer::{DeviceBuffer, Value, View};
 use super::engine::{Argument, Engine, Launch, MemoryInfo, Number, Operand, Product};
@@ -28,9 +29,21 @@ struct Shared {
     /// Launches, recordings, repetitions.
     counts: [AtomicU64; 3],
     repeats: AtomicU8,
-    /// While recording: where buffers come from.
-    recording: Mutex<Option<Arc<Memory>>>,
+    /// While launches are recorded: by whom. Held while anything is asked of the engine, so that no launch of another
+    /// thread comes into a recording.
+    recording: Mutex<Option<Recorder>>,
+    /// Told when a recording has ended.
+    recorded: Condvar,
 }
+
+/// Whose launches are recorded, and where buffers come from meanwhile.
+struct Recorder {
+    thread: ThreadId,
+    memory: Arc<Memory>,
+}
+
+/// Nobody else records while this lives; it holds the own recording, if there is one.
+type Turn<'d> = MutexGuard<'d, Option<Recorder>>;
 
 /// Requests up to this size share slabs of their own: lists and statistics that live long must not lie amid what large
 /// buffers come and go in.
@@ -70,6 +83,7 @@ impl Device {
             counts: Default::default(),
             repeats: AtomicU8::new(Repeats::asked() as u8),
             recording: Mutex::default(),
+            recorded: Condvar::new(),
         };
         Device { shared: Arc::new(shared) }
     }
@@ -81,10 +95,9 @@ impl Device {
 
     /// The first error since the last question, if there was one. Waits for everything that was launched.
     pub fn check(&self) -> Result<(), GpuError> {
-        if !self.may("waiting for the device") {
-            return Ok(());
-        }
+        let Some(turn) = self.may("waiting for the device") else { return Ok(()) };
         let outcome = self.shared.engine.synchronize();
+        drop(turn);
         self.note(outcome);
         locked(&self.shared.failed).take().map_or(Ok(()), Err)
     }
@@ -112,7 +125,7 @@ impl Device {
         } else {
             bytes.max(1).next_multiple_of(16)
         };
-        let scratch = locked(&self.shared.recording).clone();
+        let scratch = self.turn().as_ref().map(|recorder| recorder.memory.clone());
         let pointer = match &scratch {
             Some(memory) => memory.take(bytes),
             None => self.take_bytes(bytes),
@@ -206,6 +219,7 @@ impl Device {
 
     pub(super) fn zero(&self, at: u64, bytes: usize) {
         if !self.has_failed() {
+            let _turn = self.turn();
             self.count(0);
             self.note(self.shared.engine.zero(at, bytes));
         }
@@ -213,20 +227,25 @@ impl Device {
 
     pub(super) fn copy(&self, from: u64, to: u64, bytes: usize) {
         if !self.has_failed() {
+            let _turn = self.turn();
             self.count(0);
             self.note(self.shared.engine.copy(from, to, bytes));
         }
     }
 
     pub(super) fn send(&self, to: u64, bytes: &[u8]) {
-        if self.may("sending to the device") && !self.has_failed() {
+        if let Some(_turn) = self.may("sending to the device")
+            && !self.has_failed()
+        {
             self.shared.traffic[0].fetch_add(bytes.len() as u64, Ordering::Relaxed);
             self.note(self.shared.engine.upload(to, bytes));
         }
     }
 
     pub(super) fn fetch(&self, from: u64, bytes: &mut [u8]) {
-        if self.may("fetching from the device") && !self.has_failed() {
+        if let Some(_turn) = self.may("fetching from the device")
+            && !self.has_failed()
+        {
             self.shared.traffic[1].fetch_add(bytes.len() as u64, Ordering::Relaxed);
             self.note(self.shared.engine.download(from, bytes));
         }
@@ -294,6 +313,7 @@ impl Device {
         }
         let grid = [grid[0] as u32, grid[1] as u32];
         let launch = Launch { module, kernel, grid, block, shared: shared as u32, arguments };
+        let _turn = self.turn();
         self.count(0);
         self.note(self.shared.engine.launch(&launch));
     }
@@ -331,6 +351,7 @@ impl Device {
             plus: plus.map_or(0, |plus| plus.pointer),
             bias: bias.map_or(0, |bias| bias.pointer),
         };
+        let _turn = self.turn();
         self.count(0);
         self.note(self.shared.engine.multiply(&product));
     }
@@ -355,29 +376,43 @@ impl Device {
         self.shared.counts[which].fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Whether a thing may be done that no recording can hold. If not, that is the recording's error.
-    fn may(&self, what: &str) -> bool {
-        let free = locked(&self.shared.recording).is_none();
-        if !free {
-            self.note(Err(GpuError::Unsupported { what: format!("{what} while launches are recorded") }));
-        }
-        free
+    /// Waits while another thread records; what this one asks for until the turn is dropped is its own.
+    fn turn(&self) -> Turn<'_> {
+        let me = std::thread::current().id();
+        let others = |open: &mut Option<Recorder>| open.as_ref().is_some_and(|recorder| recorder.thread != me);
+        let waited = self.shared.recorded.wait_while(locked(&self.shared.recording), others);
+        waited.unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Launches are recorded from now on, and buffers come from `memory`.
+    /// A turn for a thing that no recording can hold. If this thread records, that is the recording's error.
+    fn may(&self, what: &str) -> Option<Turn<'_>> {
+        let turn = self.turn();
+        if turn.is_none() {
+            return Some(turn);
+        }
+        self.note(Err(GpuError::Unsupported { what: format!("{what} while launches are recorded") }));
+        None
+    }
+
+    /// Launches of this thread are recorded from now on, and its buffers come from `memory`.
     pub(super) fn begin_recording(&self, memory: Arc<Memory>) -> Result<(), GpuError> {
+        let mut turn = self.turn();
         if let Some(error) = locked(&self.shared.failed).clone() {
             return Err(error);
         }
         self.shared.engine.begin_recording()?;
-        *locked(&self.shared.recording) = Some(memory);
+        *turn = Some(Recorder { thread: std::thread::current().id(), memory });
         Ok(())
     }
 
     /// Ends the recording; the first error since it began is its own.
     pub(super) fn end_recording(&self) -> Result<u64, GpuError> {
-        *locked(&self.shared.recording) = None;
+        let mut turn = self.turn();
+        let recorder = turn.take();
         let ended = self.shared.engine.end_recording();
+        drop(turn);
+        self.shared.recorded.notify_all();
+        drop(recorder);
         match (locked(&self.shared.failed).take(), ended) {
             (None, Ok(handle)) => {
                 self.count(1);
@@ -398,7 +433,9 @@ impl Device {
 
     /// Does once more what was recorded, unless something has failed before.
     pub fn replay(&self, recording: &Recording) {
-        if self.may("a repetition") && !self.has_failed() {
+        if let Some(_turn) = self.may("a repetition")
+            && !self.has_failed()
+        {
             self.count(2);
             self.note(self.shared.engine.replay(recording.handle));
         }

@@ -2,7 +2,7 @@
 //! runs the same kernels with the same arguments, addresses included; what changes must lie in memory that they read.
 //! So buffers that are taken while recording come from memory of their own, which nobody else is given before the
 //! recording is gone.
-//! Knows memory and the engine; knows no ops. One thread records, and nobody else launches meanwhile.
+//! Knows memory and the engine; knows no ops. One thread records; what others ask of the device waits until it has ended.
 //! Cost: recording costs what launching costs and some microseconds a launch; a repetition is one call.
 
 use std::sync::{Arc, Mutex, PoisonError};
@@ -152,8 +152,9 @@ impl Device {
         Scratch { memory: Arc::new(Memory { device: self.clone(), pieces: Mutex::default() }) }
     }
 
-    /// Records what `run` launches in the place of running it. It may neither send nor fetch anything, nor wait. An error,
-    /// of a launch or of the recording, is returned and leaves the device as it was.
+    /// Records what `run` launches in the place of running it. It may neither send nor fetch anything, nor wait, least of
+    /// all for another thread that uses the device. An error, of a launch or of the recording, is returned and leaves the
+    /// device as it was.
     pub fn record<R>(&self, scratch: &Scratch, run: impl FnOnce() -> R) -> Result<(Recording, R), GpuError> {
         self.begin_recording(scratch.memory.clone())?;
         let open = Open { device: self, ended: false };
