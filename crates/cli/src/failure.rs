@@ -11,7 +11,7 @@ use foveate_train::eval::EvalError;
 use foveate_train::merge::MergeError;
 use foveate_train::prompt::PromptError;
 use foveate_train::recipe::parse::RecipeError;
-use foveate_train::report::page::PageError;
+use foveate_train::report::files::PageError;
 use foveate_train::reward::remote::SetupError;
 use foveate_train::score::ScoreError;
 use foveate_train::source::SourceError;

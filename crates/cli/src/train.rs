@@ -6,7 +6,8 @@ use std::time::{Duration, Instant};
 
 use foveate_kernels::{interrupt, isa};
 use foveate_model::DeviceChoice;
-use foveate_train::report::page::{RunFiles, duration, percent, remarks};
+use foveate_train::report::files::RunFiles;
+use foveate_train::report::page::{duration, percent, remarks};
 use foveate_train::session::Event;
 use foveate_train::{recipe, run, train};
 use indicatif::{ProgressBar, ProgressStyle};

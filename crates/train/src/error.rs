@@ -13,7 +13,7 @@ use crate::fresh::FreshError;
 use crate::optim::OptimError;
 use crate::prompt::PromptError;
 use crate::recipe::parse::RecipeError;
-use crate::report::page::PageError;
+use crate::report::files::PageError;
 use crate::reward::RewardError;
 use crate::reward::remote::SetupError;
 use crate::rollout::RowError;

@@ -3,6 +3,7 @@
 
 pub mod chart;
 pub mod events;
+pub mod files;
 pub mod log;
 pub mod page;
 pub mod records;

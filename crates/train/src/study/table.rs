@@ -12,7 +12,8 @@ use crate::checkpoint::durable::read_file;
 use crate::eval::records::Prediction;
 use crate::eval::statistics::{Estimate, bootstrap, paired_difference};
 use crate::report::chart::escape;
-use crate::report::page::{RunFiles, duration};
+use crate::report::files::RunFiles;
+use crate::report::page::duration;
 
 /// Numbers of one cell on one suite.
 #[derive(Clone, Debug, PartialEq, Serialize)]
