@@ -28,6 +28,7 @@ mod master;
 /// The optimiser's side of a model on a GPU.
 pub mod moments;
 mod on_device;
+mod packed;
 /// Adapters on disk.
 pub mod peft;
 /// What a model will take.

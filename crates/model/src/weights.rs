@@ -3,8 +3,8 @@
 //! Cost: 4 bytes a parameter, and in bf16 mode 2 more for each packed copy (forward, backward).
 
 use std::ops::Range;
-use std::sync::{Mutex, OnceLock, PoisonError};
 
+use foveate_kernels::cpu::adamw::{Numbers, adamw_step_packed};
 use foveate_kernels::cpu::matmul::PackedMatrix;
 use foveate_kernels::memory;
 use foveate_kernels::rng::{Purpose, Stream};
@@ -12,6 +12,7 @@ use rayon::prelude::*;
 
 use crate::master::Master;
 use crate::on_device::DeviceWeights;
+use crate::packed::{self, Packed};
 
 /// Which third of a vision-language model a parameter belongs to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -118,6 +119,18 @@ pub struct Linear {
     pub bias_params: Vec<ParamId>,
     /// Whether it is another view of a table (a head tied to the embedding).
     pub is_view: bool,
+}
+
+impl Linear {
+    /// Where it lies in the flat buffer.
+    pub fn range(&self) -> Range<usize> {
+        self.offset..self.offset + self.n * self.k
+    }
+
+    /// Whether any of its weights lie in `range`.
+    pub fn overlaps(&self, range: &Range<usize>) -> bool {
+        self.offset < range.end && range.start < self.range().end
+    }
 }
 
 /// Which inputs of adapters are left out while a batch is learned: every draw is keyed, so the backward pass repeats
@@ -348,37 +361,6 @@ impl Layout {
     }
 }
 
-/// The bf16 copies of one matrix, made when first needed after a change.
-#[derive(Default)]
-struct Packed {
-    forward: Copied,
-    backward: Copied,
-}
-
-/// One bf16 copy, and the memory of the last one while it is out of date: fresh memory costs as much as packing does.
-#[derive(Default)]
-struct Copied {
-    current: OnceLock<PackedMatrix>,
-    old: Mutex<Option<PackedMatrix>>,
-}
-
-impl Copied {
-    fn get(&self, k: usize, n: usize, pack: impl FnOnce(&mut PackedMatrix)) -> &PackedMatrix {
-        self.current.get_or_init(|| {
-            let old = self.old.lock().unwrap_or_else(PoisonError::into_inner).take();
-            let mut packed = old.unwrap_or_else(|| PackedMatrix::new(k, n));
-            pack(&mut packed);
-            packed
-        })
-    }
-
-    fn forget(&mut self) {
-        if let Some(packed) = self.current.take() {
-            *self.old.get_mut().unwrap_or_else(PoisonError::into_inner) = Some(packed);
-        }
-    }
-}
-
 /// The parameters of a model.
 pub struct Weights {
     infos: Vec<ParamInfo>,
@@ -462,12 +444,19 @@ impl Weights {
     /// Part of the flat buffer, to be changed; only packed copies of matrices in it are made anew.
     pub fn range_mut(&mut self, range: Range<usize>) -> &mut [f32] {
         for index in 0..self.linears.len() {
-            let linear = &self.linears[index];
-            if linear.offset < range.end && range.start < linear.offset + linear.n * linear.k {
+            if self.linears[index].overlaps(&range) {
                 self.forget_packed(index);
             }
         }
         &mut self.changing(range.clone())[range]
+    }
+
+    /// One step of AdamW for part of the flat buffer, on the CPU: `g` its gradients, `m` and `v` its moments. Packed copies
+    /// that products have used get the new values in the same pass; the others are made anew when needed.
+    pub fn adamw_step(&mut self, range: Range<usize>, g: &[f32], [m, v]: [&mut [f32]; 2], numbers: &Numbers) {
+        self.changing(range.clone());
+        let mut matrices = packed::following(&self.linears, &mut self.packed, &range);
+        adamw_step_packed(&mut self.master.get_mut()[range], g, m, v, numbers, &mut matrices);
     }
 
     /// Where in the flat buffer the adapters lie; empty if there are none.
@@ -519,9 +508,7 @@ impl Weights {
     }
 
     fn forget_packed(&mut self, index: usize) {
-        let Packed { forward, backward } = &mut self.packed[index];
-        forward.forget();
-        backward.forget();
+        self.packed[index].forget();
     }
 
     /// A matrix.

@@ -1,8 +1,10 @@
 //! What must always hold: sampler and trainer agree bit for bit, sharing a prefix and packing change no gradient,
-//! neither recomputing nor the number of threads changes a bit. In every family.
+//! neither recomputing nor the number of threads changes a bit, the optimiser leaves packed copies of its new weights. In
+//! every family.
 
 mod support;
 
+use foveate_kernels::cpu::adamw::{Numbers, adamw_step};
 use foveate_model::{
     Derivatives, Gradients, HeadOutput, Policy, Precision, PromptInput, SampleJob, SamplingSpec, Trainable,
 };
@@ -158,6 +160,44 @@ fn recomputing_and_threads_change_no_bit() {
         let one = run(1, false);
         for (threads, recompute) in [(1, true), (2, false), (5, false)] {
             assert!(one == run(threads, recompute), "{name} {precision:?}: {threads} threads, recompute {recompute}");
+        }
+    }
+}
+
+#[test]
+fn a_step_of_the_optimiser_moves_weights_and_their_packed_copies_alike() {
+    for (name, precision) in cases() {
+        let prompts = prompts(name);
+        let groups: Vec<_> = prompts.iter().map(|prompt| (prompt, vec![vec![5, 9, 70, 3], vec![8, 4]])).collect();
+        let batch = pack(&groups, true);
+        let mut stepped = policy(name, precision);
+        let each: Vec<_> = stepped.parameters().iter().map(|info| info.offset..info.offset + info.len).collect();
+        let mut want = stepped.master().to_vec();
+        let mut moments = [vec![0.0; want.len()], vec![0.0; want.len()]];
+        let mut want_moments = moments.clone();
+        // All in one piece, each parameter alone (some are parts of matrices), and pieces that begin and end anywhere.
+        let all = 0..want.len();
+        let anywhere = (0..want.len()).step_by(9973).map(|start| start..(start + 9973).min(want.len())).collect();
+        for (step, ranges) in (1..).zip([vec![all], each, anywhere]) {
+            let (before, found) = gradients(&mut stepped, std::slice::from_ref(&batch));
+            let numbers = Numbers::new(1e-2, 0.9, 0.999, 1e-8, 0.1, step, 0.5);
+            let ([m, v], [want_m, want_v]) = (&mut moments, &mut want_moments);
+            for range in ranges {
+                let g = &found.flat[range.clone()];
+                let parts = [&mut m[range.clone()], &mut v[range.clone()]];
+                stepped.weights_mut().adamw_step(range.clone(), g, parts, &numbers);
+                let (w, m, v) = (&mut want[range.clone()], &mut want_m[range.clone()], &mut want_v[range]);
+                adamw_step(w, g, m, v, 1e-2, 0.9, 0.999, 1e-8, 0.1, step, 0.5);
+            }
+            assert!(stepped.master() == want && moments == want_moments, "{name} {precision:?}, step {step}");
+            // The same weights where nothing was packed before.
+            let mut fresh = policy(name, precision);
+            fresh.master_mut().copy_from_slice(&want);
+            let want = gradients(&mut fresh, std::slice::from_ref(&batch));
+            let (logprob, found) = gradients(&mut stepped, std::slice::from_ref(&batch));
+            assert_ne!(logprob, before, "{name} {precision:?}: step {step} does something");
+            assert_eq!(logprob, want.0, "{name} {precision:?}, step {step}: forward copies");
+            assert!(found.flat == want.1.flat, "{name} {precision:?}, step {step}: backward copies");
         }
     }
 }

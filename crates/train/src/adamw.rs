@@ -1,12 +1,12 @@
 //! The optimiser's state and its step: two moments per weight, the global norm, clipping, decoupled weight decay.
 //! Knows parameters and numbers; knows no losses. Moments lie where the model computes, or on the host if a run says so.
-//! Cost: one pass over weights, gradients and moments; with moments on the host and the model on a GPU, gradients come up
+//! Cost: one pass over weights, gradients and moments, which leaves the packed copies of weights behind as well; with moments on the host and the model on a GPU, gradients come up
 //! and weights go down once a step.
 
 use std::borrow::Cow;
 use std::ops::Range;
 
-use foveate_kernels::cpu::adamw::{Numbers, adamw_step, sum_of_squares};
+use foveate_kernels::cpu::adamw::{Numbers, sum_of_squares};
 use foveate_kernels::memory;
 use foveate_model::{DeviceMoments, Gradients, ModelError, Part, Policy};
 
@@ -74,25 +74,13 @@ impl AdamW {
             };
             let (lr, [beta1, beta2]) = ((lr * rate) as f32, spec.betas.map(|beta| beta as f32));
             let (eps, decay) = (spec.eps as f32, if decay { spec.weight_decay as f32 } else { 0.0 });
-            let factor = factor as f32;
+            let numbers = Numbers::new(lr, beta1, beta2, eps, decay, self.step, factor as f32);
             match &mut self.moments {
-                Moments::Device(moments) => {
-                    let numbers = Numbers::new(lr, beta1, beta2, eps, decay, self.step, factor);
-                    policy.step_on_device(range, gradients, moments, &numbers);
+                Moments::Device(moments) => policy.step_on_device(range, gradients, moments, &numbers),
+                Moments::Host([m, v]) => {
+                    let moments = [&mut m[range.clone()], &mut v[range.clone()]];
+                    policy.weights_mut().adamw_step(range.clone(), &gradients.flat[range], moments, &numbers);
                 }
-                Moments::Host([m, v]) => adamw_step(
-                    policy.weights_mut().range_mut(range.clone()),
-                    &gradients.flat[range.clone()],
-                    &mut m[range.clone()],
-                    &mut v[range],
-                    lr,
-                    beta1,
-                    beta2,
-                    eps,
-                    decay,
-                    self.step,
-                    factor,
-                ),
             }
         }
     }

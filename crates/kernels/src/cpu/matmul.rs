@@ -8,6 +8,7 @@ mod amx;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
 mod float32;
+mod forms;
 mod kernel;
 pub(crate) mod pack;
 mod portable;
@@ -17,6 +18,7 @@ mod target;
 
 pub(crate) use float32::f32_nt_serial;
 pub use float32::{matmul_f32_nn, matmul_f32_nt, matmul_f32_weight_gradient};
+pub use forms::Forms;
 pub(crate) use kernel::peak_rate;
 pub(crate) use product::{Columns, Rows, multiply_rows, multiply_serial};
 pub(crate) use target::{Sink, Target, copy_past_caches, finish_stores};

@@ -21,7 +21,7 @@ pub(crate) const STEP: usize = 32;
 /// bf16 values of a tile.
 pub(crate) const TILE_LEN: usize = TILE * STEP;
 /// bf16 values of the two tiles of a step.
-const PAIR_LEN: usize = 2 * TILE_LEN;
+pub(crate) const PAIR_LEN: usize = 2 * TILE_LEN;
 
 /// Elements that a task of plain copying moves: about 10 microseconds.
 const TASK_LEN: usize = 128 << 10;
@@ -171,26 +171,52 @@ pub(crate) fn columns_from_rows<E: Element>(w: &[E], k: usize, n: usize, out: &m
 pub(crate) fn columns_from_transposed(w: &[f32], k: usize, n: usize, out: &mut [bf16]) {
     let panel_len = panels_len(k, PANEL);
     parallel::for_rows(&mut out[..panels_len(k, n)], panel_len, 1, |panel, pairs| {
+        let rows = &w[panel * PANEL * k..((panel + 1) * PANEL).min(n) * k];
         for tile in 0..2 {
-            let column = panel * PANEL + tile * TILE;
             for (step, pair) in pairs.chunks_exact_mut(PAIR_LEN).enumerate() {
-                let out = &mut pair[tile * TILE_LEN..][..TILE_LEN];
-                if column >= n {
-                    out.fill(bf16::ZERO);
-                    continue;
-                }
-                let source = Strip {
-                    data: w,
-                    stride: k,
-                    row: column,
-                    rows: TILE.min(n - column),
-                    column: step * STEP,
-                    columns: STEP.min(k - step * STEP),
-                };
-                source.with_full(TILE, |data, stride| shuffle::round_transpose(data, stride, out));
+                Square { rows, width: k, step }.transposed_tile(tile, &mut pair[tile * TILE_LEN..][..TILE_LEN]);
             }
         }
     });
+}
+
+/// 32 columns of up to 32 rows of f32 that lie one after the other; what is missing is zero.
+pub(crate) struct Square<'a> {
+    /// All columns of these rows.
+    pub(crate) rows: &'a [f32],
+    /// Length of a row.
+    pub(crate) width: usize,
+    /// Which columns.
+    pub(crate) step: usize,
+}
+
+impl Square<'_> {
+    /// Two tiles of B whose columns are these rows.
+    pub(crate) fn transposed(&self, pair: &mut [bf16]) {
+        for (tile, out) in pair.chunks_exact_mut(TILE_LEN).enumerate() {
+            self.transposed_tile(tile, out);
+        }
+    }
+
+    /// Two tiles of B whose rows are these rows.
+    pub(crate) fn as_stored(&self, pair: &mut [bf16]) {
+        self.strip(0, STEP).with_full(STEP, |data, stride| interleave(data, stride, pair));
+    }
+
+    fn transposed_tile(&self, tile: usize, out: &mut [bf16]) {
+        let source = self.strip(tile * TILE, TILE);
+        if source.rows == 0 {
+            return out.fill(bf16::ZERO);
+        }
+        source.with_full(TILE, |data, stride| shuffle::round_transpose(data, stride, out));
+    }
+
+    /// Up to `rows` rows from `row` on.
+    fn strip(&self, row: usize, rows: usize) -> Strip<'_, f32> {
+        let (data, stride, column) = (self.rows, self.width, self.step * STEP);
+        let rows = rows.min((data.len() / stride).saturating_sub(row));
+        Strip { data, stride, row, rows, column, columns: STEP.min(stride - column) }
+    }
 }
 
 /// Up to 32 x 32 elements of a row-major matrix.
