@@ -88,7 +88,7 @@ fn time_attention<E: Element>() {
         let view = |head: usize| Rows { data: &qkv[..], offset: head * 64, stride, head: 64 };
         let (q, k, v) = (view(0), view(heads.num_heads), view(heads.num_heads + heads.num_kv_heads));
         let forward = best(5, || attention(&heads, &queries, &segments, q, k, v, &mut out, &mut lse));
-        let backward = best(5, || attention_backward(&heads, &segments, &qkv, &out, &lse, &d_out, &mut d_qkv));
+        let backward = best(5, || attention_backward(&heads, &segments, &qkv, &out, &lse, &d_out, None, &mut d_qkv));
         // Visible pairs, two products of 2 * 64 operations forward and five backward.
         let seen = |segment: &Segment| {
             let (len, parent) = (segment.len as f64, segment.parent.map_or(0.0, |_| 1100.0));
@@ -127,11 +127,11 @@ fn time_rows<E: Element>() {
     let n = rows * d;
     let time = best(5, || rms_norm(&x, &w, 1e-5, &mut y, &mut rstd));
     println!("{:4} rms_norm: {}", E::NAME, gb(n * (4 + e), time));
-    let time = best(5, || rms_norm_backward(&dy, &x, &w, &rstd, &mut dx, Some(&mut dw)));
+    let time = best(5, || rms_norm_backward(&dy, &x, &w, &rstd, &mut dx, Some(&mut dw), None));
     println!("{:4} rms_norm_backward: {}", E::NAME, gb(n * (12 + e), time));
     let time = best(5, || layer_norm(&x, &w, &w, 1e-5, &mut y, &mut mean, &mut rstd));
     println!("{:4} layer_norm: {}", E::NAME, gb(n * (4 + e), time));
-    let time = best(5, || layer_norm_backward(&dy, &x, &w, &mean, &rstd, &mut dx, Some(&mut dw), Some(&mut db)));
+    let time = best(5, || layer_norm_backward(&dy, &x, &w, &mean, &rstd, &mut dx, Some(&mut dw), Some(&mut db), None));
     println!("{:4} layer_norm_backward: {}", E::NAME, gb(n * (12 + e), time));
     let positions: Vec<u32> = (0..rows as u32).collect();
     let inv_freq: Vec<f32> = (0..32).map(|i| 10000f32.powf(-(i as f32) / 32.0)).collect();

@@ -7,7 +7,9 @@ mod support;
 use foveate_kernels::cpu::attention::{
     Heads, Rows, attention, attention_backward, attention_stored, store as store_rows,
 };
+use foveate_kernels::cpu::rope::{RopeTable, rope};
 use foveate_kernels::element::{Element, bf16};
+use foveate_kernels::memory::Values;
 use foveate_kernels::reference;
 use foveate_kernels::reference::differences::finite_differences;
 use foveate_kernels::segment::{Queries, Segment};
@@ -80,7 +82,7 @@ fn against_reference<E: Element>(heads: &Heads, segments: &[Segment]) {
     let (out, lse, d_qkv) = same_in_every_pool("attention", || {
         let (out, lse) = train(heads, segments, &qkv);
         let mut d_qkv = vec![E::from_f32(f32::NAN); qkv.len()];
-        attention_backward(heads, segments, &qkv, &out, &lse, &d_out, &mut d_qkv);
+        attention_backward(heads, segments, &qkv, &out, &lse, &d_out, None, &mut d_qkv);
         assert!(d_qkv.iter().all(|d| d.to_f32().is_finite()), "{heads:?}: a gradient is missing");
         (out, lse, d_qkv)
     });
@@ -89,6 +91,31 @@ fn against_reference<E: Element>(heads: &Heads, segments: &[Segment]) {
     check(&format!("lse of {heads:?}"), &lse, &want_lse, 1e-6);
     let want = reference::attention::attention_backward(heads, segments, &wide(&qkv), &wide(&d_out));
     check(&format!("gradient of {heads:?}"), &d_qkv, &want, 4e-6);
+}
+
+/// The way back through rotations, done head by head as gradients are finished, gives the bits of a pass of its own;
+/// also where the gradient is large enough to be written past the caches.
+#[test]
+fn rotations_on_the_way_back() {
+    fn check_one<E: Element>(heads: &Heads, segments: &[Segment], half: usize) {
+        let (rows, width) = (num_rows(segments), stride(heads));
+        let (qkv, d_out) = (values::<E>(1, rows * width), values::<E>(2, rows * heads.num_heads * heads.head_dim));
+        let (out, lse) = train(heads, segments, &qkv);
+        let positions: Vec<u32> = (0..rows as u32).collect();
+        let frequencies: Vec<f32> = (0..half).map(|pair| 0.5f32.powi(pair as i32)).collect();
+        let table = RopeTable::one_axis(&positions, heads.head_dim, &frequencies);
+        // Values begin on a line, as those of a model do.
+        let (mut want, mut have) = (Values::zeroed(qkv.len()), Values::zeroed(qkv.len()));
+        attention_backward(heads, segments, &qkv, &out, &lse, &d_out, None, &mut want);
+        let turned = heads.num_heads + heads.num_kv_heads;
+        rope(&mut want, width, 0, turned, heads.head_dim, &table, true);
+        attention_backward(heads, segments, &qkv, &out, &lse, &d_out, Some(&table), &mut have);
+        assert_eq!(bits(&have), bits(&want), "{heads:?}, {rows} rows");
+    }
+    check_one::<f32>(&heads(3, 1, 16, true), &awkward(), 8);
+    check_one::<bf16>(&heads(4, 2, 40, false), &awkward(), 12);
+    check_one::<bf16>(&heads(6, 2, 64, true), &awkward(), 32);
+    check_one::<bf16>(&heads(9, 3, 64, true), &pack(&[(900, None), (300, Some(0)), (70, None)]), 32);
 }
 
 #[test]
@@ -136,7 +163,7 @@ fn a_shared_prefix_equals_separate_rows() {
     let d_out = values::<f32>(6, num_rows(&shared) * out_width);
     let (out, lse) = train(&heads, &shared, &qkv);
     let mut d_qkv = vec![0f32; qkv.len()];
-    attention_backward(&heads, &shared, &qkv, &out, &lse, &d_out, &mut d_qkv);
+    attention_backward(&heads, &shared, &qkv, &out, &lse, &d_out, None, &mut d_qkv);
 
     // The prefix's own outputs take part once, in the first copy.
     let (mut qkv2, mut d_out2, mut lens, mut first) = (Vec::new(), Vec::new(), Vec::new(), prefix);
@@ -152,7 +179,7 @@ fn a_shared_prefix_equals_separate_rows() {
     let separate = pack(&lens);
     let (out2, lse2) = train(&heads, &separate, &qkv2);
     let mut d_qkv2 = vec![0f32; qkv2.len()];
-    attention_backward(&heads, &separate, &qkv2, &out2, &lse2, &d_out2, &mut d_qkv2);
+    attention_backward(&heads, &separate, &qkv2, &out2, &lse2, &d_out2, None, &mut d_qkv2);
 
     let mut want_out = wide(&out2[..prefix * out_width]);
     let mut want_gradient = vec![0.0; prefix * width];
@@ -287,7 +314,7 @@ fn rows_outside_every_segment_get_no_gradient() {
     let qkv = values::<f32>(9, 7 * stride(&heads));
     let (out, lse) = train(&heads, &segments, &qkv);
     let mut d_qkv = vec![1f32; qkv.len()];
-    attention_backward(&heads, &segments, &qkv, &out, &lse, &out, &mut d_qkv);
+    attention_backward(&heads, &segments, &qkv, &out, &lse, &out, None, &mut d_qkv);
     assert!(d_qkv[..2 * stride(&heads)].iter().chain(&d_qkv[5 * stride(&heads)..]).all(|&d| d == 0.0));
 }
 
@@ -301,7 +328,7 @@ fn extreme_scores_stay_finite() {
         let (out, lse) = train(&heads, &segments, &qkv);
         assert!(out.iter().all(|x| x.to_f32().is_finite()) && lse.iter().all(|x| x.is_finite()));
         let mut d_qkv = vec![E::default(); qkv.len()];
-        attention_backward(&heads, &segments, &qkv, &out, &lse, &out, &mut d_qkv);
+        attention_backward(&heads, &segments, &qkv, &out, &lse, &out, None, &mut d_qkv);
         assert!(d_qkv.iter().all(|x| x.to_f32().is_finite()));
     }
     run::<f32>();

@@ -61,7 +61,7 @@ fn norms() {
     rms_norm(&x, &w, 1e-5, &mut y, &mut rstd);
     file.check("y", &y, 1e-6);
     let (mut dx, mut dw) = (vec![0.0; x.len()], vec![0.0; w.len()]);
-    rms_norm_backward(&dy, &x, &w, &rstd, &mut dx, Some(&mut dw));
+    rms_norm_backward(&dy, &x, &w, &rstd, &mut dx, Some(&mut dw), None);
     file.check("dx", &dx, 1e-6);
     file.check("dw", &dw, 1e-6);
 
@@ -71,7 +71,7 @@ fn norms() {
     layer_norm(&x, &w, &b, 1e-6, &mut y, &mut mean, &mut rstd);
     file.check("y", &y, 1e-6);
     let (mut dx, mut dw, mut db) = (vec![0.0; x.len()], vec![0.0; w.len()], vec![0.0; w.len()]);
-    layer_norm_backward(&dy, &x, &w, &mean, &rstd, &mut dx, Some(&mut dw), Some(&mut db));
+    layer_norm_backward(&dy, &x, &w, &mean, &rstd, &mut dx, Some(&mut dw), Some(&mut db), None);
     file.check("dx", &dx, 1e-6);
     file.check("dw", &dw, 1e-6);
     file.check("db", &db, 1e-6);
@@ -235,7 +235,7 @@ fn attention_over_segments() {
         file.check("y", &y, 2e-6);
         file.check("lse", &lse, 2e-6);
         let mut dqkv = vec![0f32; qkv.len()];
-        attention_backward(&heads, &segments, &qkv, &y, &lse, &dy, &mut dqkv);
+        attention_backward(&heads, &segments, &qkv, &y, &lse, &dy, None, &mut dqkv);
         file.check("dqkv", &dqkv, 2e-6);
     }
 }

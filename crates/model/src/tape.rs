@@ -104,6 +104,8 @@ pub struct Tape<'w> {
     needs_gradient: Vec<bool>,
     gradients: Vec<Option<Buffer>>,
     nodes: Vec<Node<'w>>,
+    /// The gradient of the next entry's output as operand of its products, made beside the last sum.
+    rounded: Option<Buffer>,
     record: bool,
     recompute: bool,
     operand: Kind,
@@ -122,6 +124,7 @@ impl<'w> Tape<'w> {
             needs_gradient: Vec::new(),
             gradients: Vec::new(),
             nodes: Vec::new(),
+            rounded: None,
             record,
             recompute,
             operand,

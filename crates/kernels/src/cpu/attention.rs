@@ -118,7 +118,7 @@ mod tests {
         let queries = Queries::whole(&segments);
         attention_on(path, &heads, &queries, &segments, view(0), view(6), view(8), false, &mut out, &mut lse);
         let mut d_qkv = vec![E::default(); qkv.len()];
-        attention_backward_on(path, &heads, &segments, &qkv, &out, &lse, &out, &mut d_qkv);
+        attention_backward_on(path, &heads, &segments, &qkv, &out, &lse, &out, None, &mut d_qkv);
         out.iter().chain(&d_qkv).map(|x| x.to_f32()).chain(lse).collect()
     }
 

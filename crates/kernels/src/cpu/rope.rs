@@ -5,8 +5,8 @@
 // T rows, half = number of rotated pairs per head
 
 use crate::cpu::shared::SharedMut;
+use crate::cpu::vector::{Vector, WIDTH, load, store, vectorised};
 use crate::element::Element;
-use crate::isa::multiversion;
 use crate::parallel::{for_chunks, share};
 
 const ROWS: usize = 64;
@@ -23,6 +23,11 @@ pub struct RopeTable {
 }
 
 impl RopeTable {
+    /// Cosines and sines of one row.
+    pub(super) fn row(&self, row: usize) -> (&[f32], &[f32]) {
+        (&self.cos[row * self.half..][..self.half], &self.sin[row * self.half..][..self.half])
+    }
+
     /// Ordinary positions: pair `i` turns by `position * inv_freq[i]`.
     pub fn one_axis(positions: &[u32], head_dim: usize, inv_freq: &[f32]) -> Self {
         Self::axes(&[positions], &vec![0; inv_freq.len()], head_dim, inv_freq)
@@ -83,24 +88,39 @@ pub fn rope<E: Element>(
     });
 }
 
-multiversion! {
-    fn rope_chunk<E: Element>(
+vectorised! {
+    fn rope_chunk<V, E: Element>(
         x: &mut [E], row_width: usize, offset: usize, num_heads: usize, head_dim: usize, cos: &[f32], sin: &[f32],
         half: usize, inverse: bool,
     ) {
         if half == 0 {
             return;
         }
-        let sign = if inverse { -1.0 } else { 1.0 };
         for ((row, cos), sin) in x.chunks_exact_mut(row_width).zip(cos.chunks_exact(half)).zip(sin.chunks_exact(half)) {
             for head in row[offset..][..num_heads * head_dim].chunks_exact_mut(head_dim) {
-                let (first, second) = head[..2 * half].split_at_mut(half);
-                for (((a, b), c), s) in first.iter_mut().zip(second).zip(cos).zip(sin) {
-                    let (x, y, s) = (a.to_f32(), b.to_f32(), s * sign);
-                    *a = E::from_f32(x * c - y * s);
-                    *b = E::from_f32(y * c + x * s);
-                }
+                turn::<V, E>(head, cos, sin, inverse);
             }
         }
+    }
+}
+
+/// Rotates one head of one row.
+#[inline(always)]
+pub(super) fn turn<V: Vector, E: Element>(head: &mut [E], cos: &[f32], sin: &[f32], inverse: bool) {
+    let sign = V::splat(if inverse { -1.0 } else { 1.0 });
+    let half = cos.len();
+    let (first, second) = head[..2 * half].split_at_mut(half);
+    for at in (0..half).step_by(WIDTH) {
+        let (x, y): (V, V) = (load(first, at), load(second, at));
+        let (c, s): (V, V) = (load(cos, at), load::<V, f32>(sin, at).mul(sign));
+        store(x.mul(c).sub(y.mul(s)), first, at);
+        store(y.mul(c).add(x.mul(s)), second, at);
+    }
+}
+
+vectorised! {
+    /// [`turn`] for callers that are compiled for any machine.
+    pub(super) fn turn_row<V, E: Element>(head: &mut [E], cos: &[f32], sin: &[f32], inverse: bool) {
+        turn::<V, E>(head, cos, sin, inverse);
     }
 }

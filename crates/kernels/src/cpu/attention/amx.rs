@@ -5,7 +5,7 @@
 
 use super::lanes::{Lanes, Softmax, Visible};
 use super::{BLOCK, LANES};
-use crate::cpu::vector::{Avx512, Vector, exp2, exp2_short};
+use crate::cpu::vector::{Avx512, Vector, exp2, exp2_short, total};
 use crate::element::{Element, bf16};
 use crate::isa::{Machine, MatmulPath};
 use std::arch::asm;
@@ -383,6 +383,52 @@ with_avx512! {
             transpose(&mut lines);
             store_tile(&lines, tile);
         }
+    }
+}
+
+with_avx512! {
+    /// Copies a query and the gradient of its answer, zeros behind them, and gives `sum of out * d_out`, added up as
+    /// everywhere.
+    pub(super) fn take_query(
+        q: &[bf16], out: &[bf16], d_out: &[bf16], q_row: &mut [bf16], d_out_row: &mut [bf16], delta: &mut f32,
+    ) {
+        let mut sum = Avx512::splat(0.0);
+        for (at, (q_row, d_out_row)) in
+            (0..).step_by(DEPTH).zip(q_row.chunks_exact_mut(DEPTH).zip(d_out_row.chunks_exact_mut(DEPTH)))
+        {
+            let (q, out, d_out) = (part(q, at), part(out, at), part(d_out, at));
+            // SAFETY: the rows are cut into registers.
+            unsafe {
+                _mm512_storeu_si512(q_row.as_mut_ptr().cast(), q);
+                _mm512_storeu_si512(d_out_row.as_mut_ptr().cast(), d_out);
+            }
+            let [out, out_high] = as_floats(out);
+            let [d_out, d_out_high] = as_floats(d_out);
+            sum = out_high.mul_add(d_out_high, out.mul_add(d_out, sum));
+        }
+        *delta = total(sum);
+    }
+}
+
+/// 32 bf16 of a row from `at` on; beyond its end zeros.
+#[inline(always)]
+fn part(row: &[bf16], at: usize) -> __m512i {
+    let mask = ((1u64 << (row.len() - at).min(DEPTH)) - 1) as u32;
+    // SAFETY: called from `with_avx512` functions; the mask, which is not empty, keeps the load inside the row.
+    unsafe { _mm512_maskz_loadu_epi16(mask, row[at..].as_ptr().cast()) }
+}
+
+/// 32 bf16 as f32.
+#[inline(always)]
+fn as_floats(x: __m512i) -> [Avx512; 2] {
+    // SAFETY: called from `with_avx512` functions; registers only.
+    unsafe {
+        let low = _mm512_cvtepu16_epi32(_mm512_castsi512_si256(x));
+        let high = _mm512_cvtepu16_epi32(_mm512_extracti64x4_epi64::<1>(x));
+        [
+            Avx512(_mm512_castsi512_ps(_mm512_slli_epi32::<16>(low))),
+            Avx512(_mm512_castsi512_ps(_mm512_slli_epi32::<16>(high))),
+        ]
     }
 }
 

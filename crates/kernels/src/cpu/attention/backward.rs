@@ -7,6 +7,7 @@
 use super::lanes::{self, Lanes, Visible};
 use super::plan::{self, GROUP, Tree, TreeSegment};
 use super::{BLOCK, Heads, LANES};
+use crate::cpu::rope::{RopeTable, turn_row};
 use crate::cpu::scratch::with_scratch;
 use crate::cpu::shared::SharedMut;
 use crate::cpu::vector::{WIDTH, load, total, vectorised};
@@ -14,12 +15,19 @@ use crate::element::Element;
 use crate::isa::{MatmulPath, matmul_path};
 use crate::parallel::for_chunks;
 use crate::segment::Segment;
+use crate::team;
 use std::marker::PhantomData;
+use std::ops::Range;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
 /// Gradient of [`attention`](super::attention) when every row of every segment is a query (training).
 ///
 /// `qkv` and `d_qkv` have rows of `(num_heads + 2 * num_kv_heads) * d`: queries, keys, values. `out` and `lse` are what
 /// the forward pass wrote, `d_out` the gradient of `out`. Rows outside every segment get zero.
+///
+/// Where all queries and keys were turned by [`rope`](crate::cpu::rope::rope), `table` says how, and `d_qkv` is the
+/// gradient of what they were before: each head is turned back before it leaves the caches, with the same bits as in a
+/// pass of its own.
 pub fn attention_backward<E: Element>(
     heads: &Heads,
     segments: &[Segment],
@@ -27,9 +35,10 @@ pub fn attention_backward<E: Element>(
     out: &[E],
     lse: &[f32],
     d_out: &[E],
+    table: Option<&RopeTable>,
     d_qkv: &mut [E],
 ) {
-    attention_backward_on(matmul_path(), heads, segments, qkv, out, lse, d_out, d_qkv);
+    attention_backward_on(matmul_path(), heads, segments, qkv, out, lse, d_out, table, d_qkv);
 }
 
 /// [`attention_backward`] with a chosen path for bf16.
@@ -41,6 +50,7 @@ pub(super) fn attention_backward_on<E: Element>(
     out: &[E],
     lse: &[f32],
     d_out: &[E],
+    table: Option<&RopeTable>,
     d_qkv: &mut [E],
 ) {
     // Only x86 has more than one path.
@@ -52,46 +62,62 @@ pub(super) fn attention_backward_on<E: Element>(
     assert_eq!(out.len(), rows * heads.num_heads * heads.head_dim, "attention_backward: out length");
     assert_eq!(d_out.len(), out.len(), "attention_backward: d_out length");
     assert_eq!(lse.len(), rows * heads.num_heads, "attention_backward: lse length");
+    if let Some(table) = table {
+        assert_eq!(table.cos.len(), rows * table.half, "attention_backward: the table has another number of rows");
+        assert!(2 * table.half <= heads.head_dim, "attention_backward: the table turns more than a head");
+    }
     if segments.iter().map(|segment| segment.len as usize).sum::<usize>() != rows {
         d_qkv.fill(E::from_f32(0.0));
     }
     let trees = plan::trees(heads, segments);
-    let call = Call { heads, stride, qkv, out, lse, d_out, d_qkv: SharedMut::new(d_qkv) };
-    for_chunks(trees.len() * heads.num_kv_heads, 1, |range| {
-        for task in range {
-            let (tree, kv_head) = (&trees[task / heads.num_kv_heads], task % heads.num_kv_heads);
-            let tiles = tree.segments.last().map_or(0, |last| last.tiles.end);
-            let d = heads.head_dim;
+    let past_caches = size_of_val(&*d_qkv) > STREAMED;
+    let call = Call { heads, stride, qkv, out, lse, d_out, table, d_qkv: SharedMut::new(d_qkv) };
+    let (ahead, count) = (team::num_threads(), trees.len() * heads.num_kv_heads);
+    let task = |index: usize| (index < count).then(|| (&trees[index / heads.num_kv_heads], index % heads.num_kv_heads));
+    let next = AtomicUsize::new(0);
+    for_chunks(ahead.min(count), 1, |_| {
+        let mut traffic = Traffic::new(past_caches);
+        loop {
+            let index = next.fetch_add(1, Relaxed);
+            let Some((tree, kv_head)) = task(index) else { return };
+            // The task that this thread is likely to take next.
+            traffic.want(task(index + ahead));
+            let (tiles, d) = (tree.segments.last().map_or(0, |last| last.tiles.end), heads.head_dim);
             #[cfg(target_arch = "x86_64")]
             if super::amx::available::<E>(path) {
                 use super::backward_amx::AmxUnit;
                 with_scratch(AmxUnit::scratch_len(tiles, d), |scratch: &mut [f32]| {
-                    call.run(tree, kv_head, &mut AmxUnit::new(tiles, d, scratch));
+                    call.run(tree, kv_head, &mut AmxUnit::new(tiles, d, scratch), &mut traffic);
                 });
                 continue;
             }
             with_scratch(LanesUnit::<E>::scratch_len(tiles, d), |scratch: &mut [f32]| {
-                call.run(tree, kv_head, &mut LanesUnit::new(tiles, d, scratch));
+                call.run(tree, kv_head, &mut LanesUnit::new(tiles, d, scratch), &mut traffic);
             });
         }
     });
 }
 
-/// What a task needs of the arithmetic. Lanes are numbered through the tree's tiles.
+/// Lanes of a group of tiles.
+const GROUP_LANES: usize = GROUP * LANES;
+
+/// What a task needs of the arithmetic. Lanes are numbered through the tree's tiles; a group of tiles is loaded before
+/// its first step and finished after its last.
 pub(super) trait Unit<E> {
-    /// Takes one lane's query, the gradient of its output, its log-sum-exp times log2(e), and `sum of out * d_out`.
-    fn load_query(&mut self, lane: usize, q: &[E], d_out: &[E], lse2: f32, delta: f32);
-    /// All queries are loaded.
-    fn start(&mut self) {}
+    /// Takes one lane's query, its answer with the gradient of it, and its log-sum-exp times log2(e).
+    fn load_query(&mut self, lane: usize, q: &[E], out: &[E], d_out: &[E], lse2: f32);
+    /// The group that begins with `first_tile` is loaded and holds `num_lanes` queries.
+    fn start_group(&mut self, _first_tile: usize, _num_lanes: usize) {}
     /// Takes `count` keys and values, rows `stride` apart, and starts their gradients at zero.
     fn load_block(&mut self, k: &[E], v: &[E], stride: usize, count: usize);
-    /// Adds what [`GROUP`] tiles from `first_tile` on contribute to the gradients of the block, and the block to theirs.
-    fn step(&mut self, first_tile: usize, visible: &[Visible; GROUP], scale2: f32);
+    /// Adds what [`GROUP`] tiles from `first_tile` on contribute to the gradients of the block, and the block to theirs;
+    /// calls `between` between products, for memory to be at work meanwhile.
+    fn step(&mut self, first_tile: usize, visible: &[Visible; GROUP], scale2: f32, between: impl FnMut());
     /// Writes the gradients of key and value `index` of the block.
     fn finish_key(&self, index: usize, scale: f32, dk: &mut [E], dv: &mut [E]);
-    /// All blocks are visited.
-    fn end(&mut self, scale: f32);
-    /// Writes the gradient of a lane's query.
+    /// All blocks that the group sees are visited.
+    fn end_group(&mut self, first_tile: usize, scale: f32);
+    /// Writes the gradient of a lane's query, a lane of the group that has ended last.
     fn finish_query(&self, lane: usize, dq: &mut [E]);
 }
 
@@ -102,45 +128,93 @@ struct Call<'a, E> {
     out: &'a [E],
     lse: &'a [f32],
     d_out: &'a [E],
+    table: Option<&'a RopeTable>,
     d_qkv: SharedMut<'a, E>,
 }
 
 impl<E: Element> Call<'_, E> {
-    fn run(&self, tree: &Tree, kv_head: usize, unit: &mut impl Unit<E>) {
-        let Heads { num_heads, head_dim: d, scale, .. } = *self.heads;
-        self.for_lanes(tree, kv_head, |lane, row, head| {
+    fn run(&self, tree: &Tree, kv_head: usize, unit: &mut impl Unit<E>, traffic: &mut Traffic<'_, E>) {
+        let mut loaded = vec![false; tree.segments.last().map_or(0, |last| last.tiles.end / GROUP)];
+        for segment in 0..tree.segments.len() {
+            for first in (0..tree.segments[segment].len).step_by(BLOCK) {
+                self.visit_block(tree, kv_head, segment, first, &mut loaded, unit, traffic);
+            }
+        }
+        traffic.end(self);
+    }
+
+    /// Hands the unit the queries of one group.
+    fn load_group(&self, segment: &TreeSegment, kv_head: usize, first_tile: usize, unit: &mut impl Unit<E>) {
+        let Heads { num_heads, head_dim: d, .. } = *self.heads;
+        let num_lanes = self.for_lanes(segment, kv_head, first_tile, |lane, row, head| {
             let at = row * num_heads + head;
             let (out, d_out) = (&self.out[at * d..][..d], &self.d_out[at * d..][..d]);
             let q = &self.qkv[row * self.stride + head * d..][..d];
-            unit.load_query(lane, q, d_out, self.lse[at] * std::f32::consts::LOG2_E, dot(out, d_out));
+            unit.load_query(lane, q, out, d_out, self.lse[at] * std::f32::consts::LOG2_E);
         });
-        unit.start();
-        for segment in 0..tree.segments.len() {
-            for first in (0..tree.segments[segment].len).step_by(BLOCK) {
-                self.visit_block(tree, kv_head, segment, first, unit);
-            }
-        }
-        unit.end(scale);
-        self.for_lanes(tree, kv_head, |lane, row, head| {
-            // SAFETY: each (row, head) belongs to one lane of one task.
-            let dq = unsafe { self.d_qkv.slice(row * self.stride + head * d, d) };
+        unit.start_group(first_tile, num_lanes);
+    }
+
+    /// Takes the gradients of one group's queries from the unit.
+    fn finish_group(
+        &self,
+        segment: &TreeSegment,
+        kv_head: usize,
+        first_tile: usize,
+        unit: &mut impl Unit<E>,
+        traffic: &mut Traffic<'_, E>,
+    ) {
+        let Heads { head_dim: d, scale, .. } = *self.heads;
+        unit.end_group(first_tile, scale);
+        self.for_lanes(segment, kv_head, first_tile, |lane, row, head| {
+            let dq = traffic.row(row * self.stride + head * d, d);
             unit.finish_query(lane, dq);
+            self.turn_back(row, dq);
         });
     }
 
-    /// Calls `body(lane, row, query head)` for every lane of the tree.
-    fn for_lanes(&self, tree: &Tree, kv_head: usize, mut body: impl FnMut(usize, usize, usize)) {
-        let group = self.heads.group();
-        for segment in &tree.segments {
-            for lane in 0..segment.len * group {
-                let (row, head) = (segment.start + lane / group, kv_head * group + lane % group);
-                body(segment.tiles.start * LANES + lane, row, head);
-            }
+    /// The way back through the rotation of a query or key, if there was one.
+    fn turn_back(&self, row: usize, head: &mut [E]) {
+        if let Some(table) = self.table {
+            let (cos, sin) = table.row(row);
+            turn_row(head, cos, sin, true);
         }
+    }
+
+    /// The lanes of a segment, counted from its first, that the group from `first_tile` on holds.
+    fn lanes(&self, segment: &TreeSegment, first_tile: usize) -> Range<usize> {
+        let (first, end) = ((first_tile - segment.tiles.start) * LANES, segment.len * self.heads.group());
+        first..(first + GROUP_LANES).min(end)
+    }
+
+    /// Calls `body(lane, row, query head)` for every lane of a group; their number.
+    fn for_lanes(
+        &self,
+        segment: &TreeSegment,
+        kv_head: usize,
+        first_tile: usize,
+        mut body: impl FnMut(usize, usize, usize),
+    ) -> usize {
+        let group = self.heads.group();
+        let lanes = self.lanes(segment, first_tile);
+        for lane in lanes.clone() {
+            let (row, head) = (segment.start + lane / group, kv_head * group + lane % group);
+            body(segment.tiles.start * LANES + lane, row, head);
+        }
+        lanes.len()
     }
 
     /// One block of keys and values: gradients of both, and their share in the gradients of the queries.
-    fn visit_block(&self, tree: &Tree, kv_head: usize, segment: usize, first: usize, unit: &mut impl Unit<E>) {
+    fn visit_block(
+        &self,
+        tree: &Tree,
+        kv_head: usize,
+        segment: usize,
+        first: usize,
+        loaded: &mut [bool],
+        unit: &mut impl Unit<E>,
+        traffic: &mut Traffic<'_, E>,
+    ) {
         let Heads { num_heads, num_kv_heads, head_dim: d, scale, .. } = *self.heads;
         let scale2 = scale * std::f32::consts::LOG2_E;
         let key_segment = &tree.segments[segment];
@@ -152,33 +226,168 @@ impl<E: Element> Call<'_, E> {
             let own = reader == segment;
             let reader = &tree.segments[reader];
             for tile in reader.tiles.clone().step_by(GROUP) {
+                // The most that a lane of the group sees of the segment: what its last one sees.
+                let most = match own && self.heads.causal {
+                    true => self.lanes(reader, tile).end.div_ceil(self.heads.group()),
+                    false => key_segment.len,
+                };
+                if most <= first {
+                    continue;
+                }
+                if !std::mem::replace(&mut loaded[tile / GROUP], true) {
+                    self.load_group(reader, kv_head, tile, unit);
+                }
                 let visible = std::array::from_fn(|index| {
-                    let limits = self.limits(reader, tile + index - reader.tiles.start, own, key_segment.len);
-                    Visible::new(&limits, first)
+                    self.visible(reader, tile + index - reader.tiles.start, own, key_segment.len, first)
                 });
-                if visible.iter().any(|visible: &Visible| visible.count > 0) {
-                    unit.step(tile, &visible, scale2);
+                unit.step(tile, &visible, scale2, || traffic.advance(self));
+                if own && most <= first + BLOCK {
+                    self.finish_group(reader, kv_head, tile, unit, traffic);
                 }
             }
         }
         for index in 0..count {
-            // SAFETY: the keys and values of a row and head belong to one block of one task.
-            let (dk, dv) = unsafe { (self.d_qkv.slice(row(index) + k_at, d), self.d_qkv.slice(row(index) + v_at, d)) };
+            let [dk, dv] = traffic.two_rows([row(index) + k_at, row(index) + v_at], d);
             unit.finish_key(index, scale, dk, dv);
+            self.turn_back(key_segment.start + first + index, dk);
         }
     }
 
-    /// How many keys of a segment each lane of the reader's tile `index` sees.
-    fn limits(&self, reader: &TreeSegment, index: usize, own: bool, key_len: usize) -> [u32; LANES] {
-        let group = self.heads.group();
-        std::array::from_fn(|lane| {
-            let position = (index * LANES + lane) / group;
-            match (position < reader.len, own && self.heads.causal) {
-                (false, _) => 0,
-                (true, true) => position as u32 + 1,
-                (true, false) => key_len as u32,
+    /// How many keys of the block that begins at `first` each lane of the reader's tile `index` sees; the block's segment
+    /// has `key_len`.
+    fn visible(&self, reader: &TreeSegment, index: usize, own: bool, key_len: usize, first: usize) -> Visible {
+        let (group, causal) = (self.heads.group(), own && self.heads.causal);
+        let position = |lane: usize| (index * LANES + lane) / group;
+        // Most tiles see all of a block or nothing.
+        if position(0) >= reader.len || causal && position(LANES - 1) < first {
+            return Visible::alike(0);
+        }
+        if position(LANES - 1) < reader.len && (!causal || position(0) + 1 >= first + BLOCK) {
+            return Visible::alike((key_len - first).min(BLOCK));
+        }
+        let limits = std::array::from_fn(|lane| match (position(lane) < reader.len, causal) {
+            (false, _) => 0,
+            (true, true) => position(lane) as u32 + 1,
+            (true, false) => key_len as u32,
+        });
+        Visible::new(&limits, first)
+    }
+}
+
+/// Bytes of a gradient above which it is written past the caches: whoever reads it next reads it from memory anyway,
+/// and an ordinary store first reads the line.
+const STREAMED: usize = 2 << 20;
+
+/// Rows of the next task, for all that it reads of a row, that are asked for at a time; enough to be done with a task
+/// of 256 rows and three query heads before it begins.
+const FETCHED_ROWS: usize = 2;
+/// Finished rows that are written at a time.
+const WRITTEN_ROWS: usize = 12;
+/// Bytes that are asked for ahead of a task: they wait in the second-level cache, beside what this task works on.
+const FETCHED: usize = 512 << 10;
+
+/// What goes from and to memory while a task computes: in one burst either would stop the thread.
+struct Traffic<'a, E> {
+    /// The next task, and how far it is fetched.
+    next: Option<(&'a Tree, usize)>,
+    segment: usize,
+    row: usize,
+    fetched: usize,
+    /// Finished rows, how many of them are written, and where they go.
+    finished: Vec<E>,
+    written: usize,
+    places: Vec<usize>,
+    past_caches: bool,
+}
+
+impl<'a, E: Element> Traffic<'a, E> {
+    fn new(past_caches: bool) -> Self {
+        let (finished, places) = (Vec::new(), Vec::new());
+        Self { next: None, segment: 0, row: 0, fetched: 0, finished, written: 0, places, past_caches }
+    }
+
+    /// A task will follow.
+    fn want(&mut self, next: Option<(&'a Tree, usize)>) {
+        (self.next, self.segment, self.row, self.fetched) = (next, 0, 0, 0);
+    }
+
+    /// Room for a finished row of `d` values that belongs at `place`.
+    fn row(&mut self, place: usize, d: usize) -> &mut [E] {
+        let at = self.finished.len();
+        self.places.push(place);
+        self.finished.resize(at + d, E::default());
+        &mut self.finished[at..]
+    }
+
+    /// Room for two of them.
+    fn two_rows(&mut self, places: [usize; 2], d: usize) -> [&mut [E]; 2] {
+        let at = self.finished.len();
+        self.places.extend(places);
+        self.finished.resize(at + 2 * d, E::default());
+        self.finished[at..].split_at_mut(d).into()
+    }
+
+    /// A little of everything.
+    fn advance(&mut self, call: &Call<'_, E>) {
+        for _ in 0..FETCHED_ROWS {
+            self.fetch_row(call);
+        }
+        self.write(call, WRITTEN_ROWS);
+    }
+
+    /// Asks for what the next task reads of its next row.
+    fn fetch_row(&mut self, call: &Call<'_, E>) {
+        #[cfg(target_arch = "x86_64")]
+        if let Some((tree, kv_head)) = self.next
+            && self.fetched < FETCHED
+            && let Some(segment) = tree.segments.get(self.segment)
+        {
+            let Heads { num_heads, num_kv_heads, head_dim: d, .. } = *call.heads;
+            let (row, width) = (segment.start + self.row, call.heads.group() * d);
+            let (x, at) = (&call.qkv[row * call.stride..][..call.stride], row * num_heads * d + kv_head * width);
+            let (key, value) = ((num_heads + kv_head) * d, (num_heads + num_kv_heads + kv_head) * d);
+            for run in [&x[kv_head * width..][..width], &call.out[at..][..width], &call.d_out[at..][..width]] {
+                super::amx::fetch(run);
             }
-        })
+            super::amx::fetch(&x[key..][..d]);
+            super::amx::fetch(&x[value..][..d]);
+            self.fetched += (3 * width + 2 * d) * size_of::<E>();
+            self.row += 1;
+            if self.row == segment.len {
+                (self.segment, self.row) = (self.segment + 1, 0);
+            }
+        }
+        let _ = call;
+    }
+
+    /// Writes up to `rows` of the finished rows.
+    fn write(&mut self, call: &Call<'_, E>, rows: usize) {
+        let d = call.heads.head_dim;
+        let end = self.places.len().min(self.written.saturating_add(rows));
+        for index in self.written..end {
+            // SAFETY: each query, key and value of a row and head belongs to one task, which finishes it once.
+            let to = unsafe { call.d_qkv.slice(self.places[index], d) };
+            let from = &self.finished[index * d..][..d];
+            if self.past_caches {
+                crate::cpu::vector::stream(from, to);
+            } else {
+                to.copy_from_slice(from);
+            }
+        }
+        self.written = end;
+        if end == self.places.len() {
+            self.places.clear();
+            self.finished.clear();
+            self.written = 0;
+        }
+    }
+
+    /// The task is done: everything is written.
+    fn end(&mut self, call: &Call<'_, E>) {
+        self.write(call, usize::MAX);
+        if self.past_caches {
+            crate::cpu::vector::end_streams();
+        }
     }
 }
 
@@ -257,8 +466,8 @@ impl<'s, E: Element> LanesUnit<'s, E> {
 }
 
 impl<E: Element> Unit<E> for LanesUnit<'_, E> {
-    fn load_query(&mut self, lane: usize, q: &[E], d_out: &[E], lse2: f32, delta: f32) {
-        let (tile, at) = (lane / LANES, lane * self.width);
+    fn load_query(&mut self, lane: usize, q: &[E], out: &[E], d_out: &[E], lse2: f32) {
+        let (tile, at, delta) = (lane / LANES, lane * self.width, dot(out, d_out));
         for dim in 0..self.head_dim {
             let (q, d_out) = (q[dim].to_f32(), d_out[dim].to_f32());
             self.q[tile * self.head_dim + dim][lane % LANES] = q;
@@ -277,7 +486,7 @@ impl<E: Element> Unit<E> for LanesUnit<'_, E> {
         self.dv.fill(0.0);
     }
 
-    fn step(&mut self, first_tile: usize, visible: &[Visible; GROUP], scale2: f32) {
+    fn step(&mut self, first_tile: usize, visible: &[Visible; GROUP], scale2: f32, mut between: impl FnMut()) {
         for (tile, visible) in (first_tile..).zip(visible) {
             let count = visible.count;
             if count == 0 {
@@ -292,6 +501,7 @@ impl<E: Element> Unit<E> for LanesUnit<'_, E> {
             let rows = tile * LANES * self.width..(tile + 1) * LANES * self.width;
             lanes::outer(&self.p, &self.d_out_rows[rows.clone()], count, self.width, self.dv);
             lanes::outer(&self.ds, &self.q_rows[rows], count, self.width, self.dk);
+            between();
         }
     }
 
@@ -304,8 +514,9 @@ impl<E: Element> Unit<E> for LanesUnit<'_, E> {
         }
     }
 
-    fn end(&mut self, scale: f32) {
-        self.dq.as_flattened_mut().iter_mut().for_each(|dq| *dq *= scale);
+    fn end_group(&mut self, first_tile: usize, scale: f32) {
+        let dims = first_tile * self.head_dim..(first_tile + GROUP) * self.head_dim;
+        self.dq[dims].as_flattened_mut().iter_mut().for_each(|dq| *dq *= scale);
     }
 
     fn finish_query(&self, lane: usize, dq: &mut [E]) {

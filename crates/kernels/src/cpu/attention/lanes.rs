@@ -172,6 +172,11 @@ impl Visible {
         Self { limit: limits.map(|limit| limit as f32), count: most, least }
     }
 
+    /// Every lane sees the first `count` keys of the block.
+    pub(super) fn alike(count: usize) -> Self {
+        Self { limit: [count as f32; LANES], count, least: count }
+    }
+
     /// Limits as f32.
     pub(super) fn limit(&self) -> &Lanes {
         &self.limit

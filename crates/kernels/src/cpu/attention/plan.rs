@@ -7,7 +7,7 @@ use crate::segment::{Queries, Segment, ancestors};
 use std::ops::Range;
 
 /// Tiles that the backward pass works on together; every segment's tiles begin at a multiple.
-pub(super) const GROUP: usize = 4;
+pub(super) const GROUP: usize = 8;
 
 // Lanes of a forward task: enough to pay for loading a block of keys, few enough to stay in the second-level cache.
 const TASK_LANES: usize = 32 * LANES;
