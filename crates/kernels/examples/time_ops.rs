@@ -127,11 +127,11 @@ fn time_rows<E: Element>() {
     let n = rows * d;
     let time = best(5, || rms_norm(&x, &w, 1e-5, &mut y, &mut rstd));
     println!("{:4} rms_norm: {}", E::NAME, gb(n * (4 + e), time));
-    let time = best(5, || rms_norm_backward(&dy, &x, &w, &rstd, &mut dx, Some(&mut dw), None));
+    let time = best(5, || rms_norm_backward(&dy, &x, &w, &rstd, &mut dx, Some(&mut dw)));
     println!("{:4} rms_norm_backward: {}", E::NAME, gb(n * (12 + e), time));
     let time = best(5, || layer_norm(&x, &w, &w, 1e-5, &mut y, &mut mean, &mut rstd));
     println!("{:4} layer_norm: {}", E::NAME, gb(n * (4 + e), time));
-    let time = best(5, || layer_norm_backward(&dy, &x, &w, &mean, &rstd, &mut dx, Some(&mut dw), Some(&mut db), None));
+    let time = best(5, || layer_norm_backward(&dy, &x, &w, &mean, &rstd, &mut dx, Some(&mut dw), Some(&mut db)));
     println!("{:4} layer_norm_backward: {}", E::NAME, gb(n * (12 + e), time));
     let positions: Vec<u32> = (0..rows as u32).collect();
     let inv_freq: Vec<f32> = (0..32).map(|i| 10000f32.powf(-(i as f32) / 32.0)).collect();

@@ -30,17 +30,10 @@ fn rms<E: Element>(rows: usize, d: usize) {
         let (mut y, mut rstd) = (vec![E::default(); rows * d], vec![0.0; rows]);
         rms_norm(&x, &w, 1e-5, &mut y, &mut rstd);
         let (mut dx, mut dw) = (vec![1.0; rows * d], vec![1.0; d]);
-        rms_norm_backward(&dy, &x, &w, &rstd, &mut dx, Some(&mut dw), None);
+        rms_norm_backward(&dy, &x, &w, &rstd, &mut dx, Some(&mut dw));
         let mut frozen = vec![1.0; rows * d];
-        let mut rounded = vec![bf16::from_f32(f32::NAN); rows * d];
-        rms_norm_backward(&dy, &x, &w, &rstd, &mut frozen, None, Some(&mut rounded));
+        rms_norm_backward(&dy, &x, &w, &rstd, &mut frozen, None);
         assert_eq!(bits(&frozen), bits(&dx));
-        assert!(
-            rounded
-                .iter()
-                .zip(&dx)
-                .all(|(rounded, dx)| rounded.to_bits() == <bf16 as Element>::from_f32(*dx).to_bits())
-        );
         (y, dx, dw)
     });
     let (x, w, dy) = (wide(&x), wide(&w), wide(&dy));
@@ -64,16 +57,9 @@ fn layer<E: Element>(rows: usize, d: usize) {
         let (mut y, mut mean, mut rstd) = (vec![E::default(); rows * d], vec![0.0; rows], vec![0.0; rows]);
         layer_norm(&x, &w, &b, 1e-6, &mut y, &mut mean, &mut rstd);
         let (mut dx, mut dw, mut db) = (vec![0.0; rows * d], vec![0.0; d], vec![0.0; d]);
-        layer_norm_backward(&dy, &x, &w, &mean, &rstd, &mut dx, Some(&mut dw), Some(&mut db), None);
+        layer_norm_backward(&dy, &x, &w, &mean, &rstd, &mut dx, Some(&mut dw), Some(&mut db));
         let (mut frozen, mut only) = (vec![0.0; rows * d], vec![0.0; d]);
-        let mut rounded = vec![bf16::from_f32(f32::NAN); rows * d];
-        layer_norm_backward(&dy, &x, &w, &mean, &rstd, &mut frozen, None, Some(&mut only), Some(&mut rounded));
-        assert!(
-            rounded
-                .iter()
-                .zip(&dx)
-                .all(|(rounded, dx)| rounded.to_bits() == <bf16 as Element>::from_f32(*dx).to_bits())
-        );
+        layer_norm_backward(&dy, &x, &w, &mean, &rstd, &mut frozen, None, Some(&mut only));
         assert_eq!(bits(&frozen), bits(&dx));
         assert_eq!(bits(&only), bits(&db));
         (y, dx, dw, db)

@@ -72,14 +72,12 @@ fn product(weights: &Weights, id: LinearId, x: &Buffer, base: Option<&[f32]>, ou
     }
 }
 
-/// Gradients of weight, bias, adapters and (if asked) input. `kept` is what the forward pass kept, `rounded` a copy of
-/// `d_out` as operand where somebody has made one.
+/// Gradients of weight, bias, adapters and (if asked) input. `kept` is what the forward pass kept.
 pub fn backward(
     weights: &Weights,
     id: LinearId,
     x: &Buffer,
     d_out: &Buffer,
-    rounded: Option<Buffer>,
     operand: Kind,
     needs_x: bool,
     kept: Vec<Buffer>,
@@ -88,14 +86,12 @@ pub fn backward(
 ) -> Option<Buffer> {
     let width = weights.linear(id).n;
     // The residual stream's gradient is f32; the matrix unit wants bf16.
-    let rounded = rounded.or_else(|| {
-        (operand == Kind::Bf16 && d_out.kind() == Kind::F32).then(|| {
-            let mut rounded = arena.take(Kind::Bf16, d_out.len());
-            if let Buffer::Bf16(values) = &mut rounded {
-                elementwise::convert::<f32, bf16>(d_out.f32(), values);
-            }
-            rounded
-        })
+    let rounded = (operand == Kind::Bf16 && d_out.kind() == Kind::F32).then(|| {
+        let mut rounded = arena.take(Kind::Bf16, d_out.len());
+        if let Buffer::Bf16(values) = &mut rounded {
+            elementwise::convert::<f32, bf16>(d_out.f32(), values);
+        }
+        rounded
     });
     let d_operand = rounded.as_ref().unwrap_or(d_out);
     let mut d_x = product_backward(weights, id, x, d_operand, needs_x, arena, gradients);

@@ -104,8 +104,6 @@ pub struct Tape<'w> {
     needs_gradient: Vec<bool>,
     gradients: Vec<Option<Buffer>>,
     nodes: Vec<Node<'w>>,
-    /// The gradient of the next entry's output as operand of its products, made beside the last sum.
-    rounded: Option<Buffer>,
     record: bool,
     recompute: bool,
     operand: Kind,
@@ -124,7 +122,6 @@ impl<'w> Tape<'w> {
             needs_gradient: Vec::new(),
             gradients: Vec::new(),
             nodes: Vec::new(),
-            rounded: None,
             record,
             recompute,
             operand,

@@ -8,7 +8,7 @@
 use crate::cpu::elementwise::accumulate_row;
 use crate::cpu::shared::SharedMut;
 use crate::cpu::vector::{Vector, WIDTH, load, store, total, vectorised};
-use crate::element::{Element, bf16};
+use crate::element::Element;
 use crate::parallel::{for_chunks, share};
 
 // Rows handed to a thread at once. Part of the result: parameter gradients are summed per chunk first.
@@ -62,8 +62,7 @@ vectorised! {
     }
 }
 
-/// Adds the gradient of `x` to `dx_add`, and that of `w` to `dw` unless the weight is frozen. Where `rounded` is given,
-/// it receives a copy of `dx_add` as it is then: a pass over it less for whoever needs one.
+/// Adds the gradient of `x` to `dx_add`, and that of `w` to `dw` unless the weight is frozen.
 pub fn rms_norm_backward<E: Element>(
     dy: &[E],
     x: &[f32],
@@ -71,43 +70,32 @@ pub fn rms_norm_backward<E: Element>(
     rstd: &[f32],
     dx_add: &mut [f32],
     dw: Option<&mut [f32]>,
-    rounded: Option<&mut [bf16]>,
 ) {
     let (d, rows) = (w.len(), rstd.len());
     assert!(dy.len() == rows * d && x.len() == dy.len() && dx_add.len() == dy.len(), "rms_norm_backward: lengths");
-    let copy = rounded.unwrap_or_default();
-    let rounded_d = if copy.is_empty() { 0 } else { d };
-    assert_eq!(copy.len(), rows * rounded_d, "rms_norm_backward: the rounded copy");
-    let (dx, rounded) = (SharedMut::new(dx_add), SharedMut::new(copy));
+    let dx = SharedMut::new(dx_add);
     with_parameter_sums(rows, d, dw, None, |range, dw, _| {
         let (start, len) = (range.start, range.len());
         // SAFETY: chunks of rows are disjoint.
-        let (dx, rounded) =
-            unsafe { (dx.slice(start * d, len * d), rounded.slice(start * rounded_d, len * rounded_d)) };
+        let dx = unsafe { dx.slice(start * d, len * d) };
         let part = start * d..(start + len) * d;
-        rms_norm_backward_chunk(&dy[part.clone()], &x[part], w, &rstd[start..][..len], dx, dw, rounded);
+        rms_norm_backward_chunk(&dy[part.clone()], &x[part], w, &rstd[start..][..len], dx, dw);
     });
 }
 
 vectorised! {
     fn rms_norm_backward_chunk<V, E: Element>(
-        dy: &[E], x: &[f32], w: &[f32], rstd: &[f32], dx: &mut [f32], dw: &mut [f32], rounded: &mut [bf16],
+        dy: &[E], x: &[f32], w: &[f32], rstd: &[f32], dx: &mut [f32], dw: &mut [f32],
     ) {
         let d = w.len();
-        let mut rounded = rounded.chunks_exact_mut(d);
         for (((dy, x), dx), &r) in dy.chunks_exact(d).zip(x.chunks_exact(d)).zip(dx.chunks_exact_mut(d)).zip(rstd) {
-            let rounded = rounded.next().unwrap_or_default();
             let by_x = sum!(V, d, at => load::<V, E>(dy, at).mul(load(w, at)).mul(load(x, at)));
             let c = V::splat(by_x * r * r * r / d as f32);
             let r = V::splat(r);
             for at in (0..d).step_by(WIDTH) {
                 let (dy, x): (V, V) = (load(dy, at), load(x, at));
                 let change = dy.mul(load(w, at)).mul(r).sub(x.mul(c));
-                let sum = load::<V, f32>(dx, at).add(change);
-                store(sum, dx, at);
-                if !rounded.is_empty() {
-                    store(sum, rounded, at);
-                }
+                store(load::<V, f32>(dx, at).add(change), dx, at);
                 if !dw.is_empty() {
                     store(load::<V, f32>(dw, at).add(dy.mul(x.mul(r))), dw, at);
                 }
@@ -161,8 +149,7 @@ vectorised! {
     }
 }
 
-/// Adds the gradient of `x` to `dx_add`, and those of `w` and `b` to `dw` and `db` unless they are frozen; `rounded` as
-/// for [`rms_norm_backward`].
+/// Adds the gradient of `x` to `dx_add`, and those of `w` and `b` to `dw` and `db` unless they are frozen.
 pub fn layer_norm_backward<E: Element>(
     dy: &[E],
     x: &[f32],
@@ -172,37 +159,30 @@ pub fn layer_norm_backward<E: Element>(
     dx_add: &mut [f32],
     dw: Option<&mut [f32]>,
     db: Option<&mut [f32]>,
-    rounded: Option<&mut [bf16]>,
 ) {
     let (d, rows) = (w.len(), rstd.len());
     assert!(dy.len() == rows * d && x.len() == dy.len() && dx_add.len() == dy.len(), "layer_norm_backward: lengths");
-    let copy = rounded.unwrap_or_default();
-    let rounded_d = if copy.is_empty() { 0 } else { d };
-    assert_eq!(copy.len(), rows * rounded_d, "layer_norm_backward: the rounded copy");
     assert_eq!(mean.len(), rows, "layer_norm_backward: means");
-    let (dx, rounded) = (SharedMut::new(dx_add), SharedMut::new(copy));
+    let dx = SharedMut::new(dx_add);
     with_parameter_sums(rows, d, dw, db, |range, dw, db| {
         let (start, len) = (range.start, range.len());
         // SAFETY: chunks of rows are disjoint.
-        let (dx, rounded) =
-            unsafe { (dx.slice(start * d, len * d), rounded.slice(start * rounded_d, len * rounded_d)) };
+        let dx = unsafe { dx.slice(start * d, len * d) };
         let part = start * d..(start + len) * d;
         let statistics = (&mean[start..][..len], &rstd[start..][..len]);
-        layer_norm_backward_chunk(&dy[part.clone()], &x[part], w, statistics, [dx, dw, db], rounded);
+        layer_norm_backward_chunk(&dy[part.clone()], &x[part], w, statistics, dx, dw, db);
     });
 }
 
 vectorised! {
     fn layer_norm_backward_chunk<V, E: Element>(
-        dy: &[E], x: &[f32], w: &[f32], statistics: (&[f32], &[f32]), sums: [&mut [f32]; 3], rounded: &mut [bf16],
+        dy: &[E], x: &[f32], w: &[f32], statistics: (&[f32], &[f32]), dx: &mut [f32], dw: &mut [f32], db: &mut [f32],
     ) {
-        let (d, [dx, dw, db]) = (w.len(), sums);
-        let mut rounded = rounded.chunks_exact_mut(d);
+        let d = w.len();
         let statistics = statistics.0.iter().zip(statistics.1);
         for (((dy, x), dx), (&m, &r)) in
             dy.chunks_exact(d).zip(x.chunks_exact(d)).zip(dx.chunks_exact_mut(d)).zip(statistics)
         {
-            let rounded = rounded.next().unwrap_or_default();
             let mean_g = sum!(V, d, at => load::<V, E>(dy, at).mul(load(w, at))) / d as f32;
             let (m, r) = (V::splat(m), V::splat(r));
             let mean_gx = sum!(V, d, at => load::<V, E>(dy, at).mul(load(w, at)).mul(load::<V, f32>(x, at).sub(m).mul(r)));
@@ -211,11 +191,7 @@ vectorised! {
                 let dy: V = load(dy, at);
                 let x = load::<V, f32>(x, at).sub(m).mul(r);
                 let change = r.mul(dy.mul(load(w, at)).sub(mean_g).sub(x.mul(mean_gx)));
-                let sum = load::<V, f32>(dx, at).add(change);
-                store(sum, dx, at);
-                if !rounded.is_empty() {
-                    store(sum, rounded, at);
-                }
+                store(load::<V, f32>(dx, at).add(change), dx, at);
                 if !dw.is_empty() {
                     store(load::<V, f32>(dw, at).add(dy.mul(x)), dw, at);
                 }

@@ -10,11 +10,10 @@ use foveate_kernels::cpu::interpolate::{self, Interpolation};
 use foveate_kernels::cpu::rope::RopeTable;
 use foveate_kernels::cpu::{activation, attention, elementwise, embed, layer_scale, norm, pixel_shuffle, rope, sums};
 use foveate_kernels::cuda::ops;
-use foveate_kernels::element::bf16;
 use foveate_kernels::segment::Segment;
 
 use super::{BlockFn, Shuffle, Tape, Var, same_type, typed};
-use crate::arena::{Arena, Buffer, Kind};
+use crate::arena::{Arena, Buffer};
 use crate::gradients::Gradients;
 use crate::profile::timer;
 use crate::weights::{LinearId, ParamId};
@@ -120,15 +119,7 @@ impl<'w> Tape<'w> {
         })
     }
 
-    /// Room for the gradient of the stream `x` as an operand, where the entry that is replayed next made that stream by a
-    /// product: nothing can be added to the gradient in between. The copy spares that product its own conversion.
-    fn room_for_rounded(&mut self, x: Var, len: usize) -> Option<Buffer> {
-        let next = self.nodes.last()?;
-        let wanted = self.operand == Kind::Bf16 && next.out == x && matches!(next.op, Op::Linear { .. });
-        wanted.then(|| self.arena.take(Kind::Bf16, len))
-    }
-
-    /// The rotation that made `qkv`, if that is the entry that is replayed next and it turned all queries and keys: its
+    /// The rotation that made `qkv`, where it is the entry that is replayed next and turned all queries and keys: its
     /// way back then goes with that of attention.
     fn take_rotation(&mut self, qkv: Var, of: &Heads) -> Option<(Var, Rc<RopeTable>)> {
         let Node { out, op: Op::Rope { heads, head_dim, .. } } = self.nodes.last()? else { return None };
@@ -191,7 +182,6 @@ impl<'w> Tape<'w> {
                     linear,
                     &x_value,
                     &d_out,
-                    self.rounded.take(),
                     self.operand,
                     needs_x,
                     adapters,
@@ -209,20 +199,16 @@ impl<'w> Tape<'w> {
             }
             Op::RmsNorm { x, weight, rstd } => {
                 let mut d_x = self.stream_gradient(x);
-                let mut rounded = self.room_for_rounded(x, d_x.len());
                 let input = self.values[x.0 as usize].as_ref().expect("inputs of recorded ops live");
                 let d_weight = self.grad_of(gradients, weight);
-                let copy = rounded.as_mut().map(bf16_of_mut);
                 typed!(&d_out, dy => norm::rms_norm_backward(
-                    dy, input.f32(), self.weights.tensor(weight), rstd.f32(), d_x.f32_mut(), d_weight, copy));
-                self.rounded = rounded;
+                    dy, input.f32(), self.weights.tensor(weight), rstd.f32(), d_x.f32_mut(), d_weight));
                 self.arena.give(rstd);
                 self.arena.give(d_out);
                 self.keep_or_give(x, d_x);
             }
             Op::LayerNorm { x, weight, bias, mean, rstd } => {
                 let mut d_x = self.stream_gradient(x);
-                let mut rounded = self.room_for_rounded(x, d_x.len());
                 let input = self.values[x.0 as usize].as_ref().expect("inputs of recorded ops live");
                 let (mut d_weight, mut d_bias) = (None, None);
                 let infos = self.weights.infos();
@@ -236,11 +222,9 @@ impl<'w> Tape<'w> {
                     d_weight = Some(&mut head[low..low + infos[weight.0].len]);
                     d_bias = Some(&mut tail[..infos[bias.0].len]);
                 }
-                let copy = rounded.as_mut().map(bf16_of_mut);
                 let (gain, d_stream) = (self.weights.tensor(weight), d_x.f32_mut());
                 typed!(&d_out, dy => norm::layer_norm_backward(
-                    dy, input.f32(), gain, mean.f32(), rstd.f32(), d_stream, d_weight, d_bias, copy));
-                self.rounded = rounded;
+                    dy, input.f32(), gain, mean.f32(), rstd.f32(), d_stream, d_weight, d_bias));
                 self.arena.give(mean);
                 self.arena.give(rstd);
                 self.arena.give(d_out);
@@ -401,13 +385,5 @@ impl<'w> Tape<'w> {
         } else {
             self.arena.give(gradient);
         }
-    }
-}
-
-/// What a norm's backward pass rounds into.
-fn bf16_of_mut(buffer: &mut Buffer) -> &mut [bf16] {
-    match buffer {
-        Buffer::Bf16(values) => values,
-        _ => panic!("a copy for the matrix unit is bf16"),
     }
 }
