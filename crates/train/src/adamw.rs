@@ -1,7 +1,7 @@
 //! The optimiser's state and its step: two moments per weight, the global norm, clipping, decoupled weight decay.
 //! Knows parameters and numbers; knows no losses. Moments lie where the model computes, or on the host if a run says so.
-//! Cost: one pass over weights, gradients and moments, which leaves the packed copies of weights behind as well; with moments on the host and the model on a GPU, gradients come up
-//! and weights go down once a step.
+//! Cost: one pass over weights, gradients and moments, which leaves the packed copies of weights behind as well; with
+//! moments on the host and the model on a GPU, gradients come up and weights go down once a step.
 
 use std::borrow::Cow;
 use std::ops::Range;

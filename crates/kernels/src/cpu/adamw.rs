@@ -3,7 +3,8 @@
 //! Cost: one pass over four buffers (28 bytes per parameter) at memory speed, parallel over fixed chunks; 4 bytes more for
 //! what is packed on the way.
 
-use crate::cpu::matmul::{Forms, finish_stores};
+use crate::cpu::matmul::Forms;
+use crate::cpu::past_caches::finish_stores;
 use crate::cpu::shared::SharedMut;
 use crate::isa::multiversion;
 use crate::parallel::{all_chunks, for_chunks, share, sum_chunks};

@@ -13,6 +13,7 @@ mod softmax;
 
 use super::matmul::{self as products, pack};
 use super::matmul::{Columns, PackedMatrix, Rows, Sink, Target};
+use super::past_caches::{copy_past_caches, finish_stores};
 use super::scratch::with_scratch;
 use crate::element::{Element, bf16, same_type};
 use crate::isa::{MatmulPath, matmul_path};
@@ -144,8 +145,44 @@ impl Logits<'_> {
         self.v.div_ceil(CHUNK)
     }
 
+    /// Statistics of `r` rows, chunk by chunk, made while a chunk's logits are in the caches: its weight serves all rows
+    /// meanwhile. `of` makes them of a row's place, the chunk's, the logits, and work space that its task keeps. What it
+    /// wrote past the caches is there afterwards.
+    fn partials<S: Default>(
+        &self,
+        r: usize,
+        of: impl Fn(usize, usize, &mut [f32], &mut S) -> Partial + Sync,
+    ) -> Partials {
+        let task_rows = self.task_rows();
+        let groups = r.div_ceil(task_rows);
+        let parts = parallel::map(groups * self.chunks(), |task| {
+            let (first, chunk) = (task % groups * task_rows, task / groups);
+            let rows = first..(first + task_rows).min(r);
+            let (mut parts, mut space) = (Vec::with_capacity(rows.len()), S::default());
+            self.for_rows(rows, self.tokens(chunk), |row, z| parts.push(of(row, chunk, z, &mut space)));
+            finish_stores();
+            parts
+        });
+        Partials { parts, task_rows, groups }
+    }
+
     fn tokens(&self, chunk: usize) -> Range<usize> {
         chunk * CHUNK..((chunk + 1) * CHUNK).min(self.v)
+    }
+}
+
+/// What [`Logits::partials`] found, one entry per task.
+struct Partials {
+    parts: Vec<Vec<Partial>>,
+    task_rows: usize,
+    groups: usize,
+}
+
+impl Partials {
+    /// The chunks of a row, first to last.
+    fn of_row(&self, row: usize) -> impl Iterator<Item = Partial> + Clone + '_ {
+        let (group, place) = (row / self.task_rows, row % self.task_rows);
+        self.parts.iter().skip(group).step_by(self.groups).map(move |part| part[place])
     }
 }
 
@@ -242,34 +279,18 @@ fn forward_rows<O: Element>(
     (logprob, entropy, lse): (&mut [f32], &mut [f32], &mut [f32]),
     kept: Option<Places<'_, O>>,
 ) {
-    let r = targets.len();
-    let chunks = logits.chunks();
-    let task_rows = logits.task_rows();
-    let groups = r.div_ceil(task_rows);
-    // One entry per task: the partial results of its rows in its chunk. The chunk's weight serves all rows while it is in
-    // the caches.
-    let partials: Vec<Vec<Partial>> = parallel::map(groups * chunks, |task| {
-        let first = task % groups * task_rows;
-        let rows = first..(first + task_rows).min(r);
-        let tokens = logits.tokens(task / groups);
-        let mut partials = Vec::with_capacity(rows.len());
-        let mut masses = ChunkMasses::default();
-        logits.for_rows(rows, tokens.clone(), |row, z| {
-            let scaling = Scaling { inv_temperature: inv_temperature[row], banned };
-            let places = kept.as_ref().filter(|places| places.take(row));
-            let part = partial(z, tokens.start, &scaling, targets[row], places.map(|_| &mut masses));
-            if let Some(places) = places {
-                // SAFETY: tasks cover different rows or different chunks.
-                unsafe { places.keep(row, task / groups, tokens.len(), &masses, part.max()) }
-            }
-            partials.push(part);
-        });
-        products::finish_stores();
-        partials
+    let partials = logits.partials(targets.len(), |row, chunk, z, masses: &mut ChunkMasses<O>| {
+        let scaling = Scaling { inv_temperature: inv_temperature[row], banned };
+        let (tokens, places) = (logits.tokens(chunk), kept.as_ref().filter(|places| places.take(row)));
+        let part = partial(z, tokens.start, &scaling, targets[row], places.map(|_| &mut *masses));
+        if let Some(places) = places {
+            // SAFETY: tasks cover different rows or different chunks.
+            unsafe { places.keep(row, chunk, tokens.len(), masses, part.max()) }
+        }
+        part
     });
-    for row in 0..r {
-        let group = row / task_rows;
-        let result = combine((0..chunks).map(|chunk| partials[chunk * groups + group][row % task_rows]));
+    for row in 0..targets.len() {
+        let result = combine(partials.of_row(row));
         (logprob[row], entropy[row], lse[row]) = (result.logprob, result.entropy, result.lse);
     }
 }
@@ -559,30 +580,18 @@ pub(crate) fn head_logits_on<'a, E: Element>(
         return Vec::new();
     }
     with_logits(path, x, r, weight, v, |logits| {
-        let chunks = logits.chunks();
         let out = SharedPointer(out.as_mut_ptr());
         let task_rows = logits.task_rows();
-        let groups = r.div_ceil(task_rows);
-        // The statistics are made while a chunk's logits are in the caches; who picks looks at one chunk more.
-        let partials: Vec<Vec<Partial>> = parallel::map(groups * chunks, |task| {
-            let first = task % groups * task_rows;
-            let rows = first..(first + task_rows).min(r);
-            let tokens = logits.tokens(task / groups);
-            let mut partials = Vec::with_capacity(rows.len());
-            logits.for_rows(rows, tokens.clone(), |row, z| {
-                partials.push(partial::<f32>(z, tokens.start, &scalings[row], u32::MAX, None));
-                // SAFETY: tasks cover different rows or different tokens of `out`.
-                unsafe { products::copy_past_caches(z, out.at(row * v + tokens.start)) }
-                logits.ask_for(task / groups + team::num_threads(), row - first);
-            });
-            products::finish_stores();
-            partials
+        let partials = logits.partials(r, |row, chunk, z, ()| {
+            let first = logits.tokens(chunk).start;
+            // SAFETY: tasks cover different rows or different tokens of `out`.
+            let to = unsafe { std::slice::from_raw_parts_mut(out.at(row * v + first), z.len()) };
+            let part = partial::<f32>(z, first, &scalings[row], u32::MAX, None);
+            copy_past_caches(z, to);
+            logits.ask_for(chunk + team::num_threads(), row % task_rows);
+            part
         });
-        let row = |row: usize| {
-            let of_row = (0..chunks).map(|chunk| partials[chunk * groups + row / task_rows][row % task_rows]);
-            RowStatistics::from_partials(scalings[row], of_row.collect())
-        };
-        (0..r).map(row).collect()
+        (0..r).map(|row| RowStatistics::from_partials(scalings[row], partials.of_row(row).collect())).collect()
     })
 }
 

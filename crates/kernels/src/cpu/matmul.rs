@@ -21,7 +21,7 @@ pub use float32::{matmul_f32_nn, matmul_f32_nt, matmul_f32_weight_gradient};
 pub use forms::Forms;
 pub(crate) use kernel::peak_rate;
 pub(crate) use product::{Columns, Rows, multiply_rows, multiply_serial};
-pub(crate) use target::{Sink, Target, copy_past_caches, finish_stores};
+pub(crate) use target::{Sink, Target};
 
 use crate::cpu::scratch::with_scratch;
 use crate::element::{Element, bf16};

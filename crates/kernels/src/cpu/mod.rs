@@ -15,6 +15,7 @@ pub mod layer_scale;
 pub mod math;
 pub mod matmul;
 pub mod norm;
+pub(crate) mod past_caches;
 pub mod pixel_shuffle;
 pub mod rope;
 pub(crate) mod scratch;

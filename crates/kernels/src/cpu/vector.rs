@@ -127,34 +127,6 @@ pub(crate) fn store<V: Vector, E: Element>(value: V, x: &mut [E], at: usize) {
     }
 }
 
-/// Copies to where nobody will read soon: past the caches where `to` consists of whole lines. [`end_streams`] follows
-/// before anybody else reads.
-#[inline]
-pub(crate) fn stream<E: Element>(from: &[E], to: &mut [E]) {
-    assert_eq!(from.len(), to.len(), "stream: lengths differ");
-    #[cfg(target_arch = "x86_64")]
-    if (to.as_ptr() as usize).is_multiple_of(64) && size_of_val(to).is_multiple_of(64) {
-        use std::arch::x86_64::{__m128i, _mm_loadu_si128, _mm_stream_si128};
-        let (from, to, count): (*const __m128i, *mut __m128i, _) =
-            (from.as_ptr().cast(), to.as_mut_ptr().cast(), size_of_val(from) / 16);
-        for at in 0..count {
-            // SAFETY: SSE2 is part of x86-64; both slices hold `count` times 16 bytes, and `to` is aligned.
-            unsafe { _mm_stream_si128(to.add(at), _mm_loadu_si128(from.add(at))) }
-        }
-        return;
-    }
-    to.copy_from_slice(from);
-}
-
-/// What [`stream`] wrote on this thread is there for whoever this thread tells.
-pub(crate) fn end_streams() {
-    #[cfg(target_arch = "x86_64")]
-    // SAFETY: SSE is part of x86-64.
-    unsafe {
-        std::arch::x86_64::_mm_sfence()
-    }
-}
-
 /// The sum of the sixteen values, pairwise.
 #[inline(always)]
 pub(crate) fn total<V: Vector>(x: V) -> f32 {

@@ -222,9 +222,8 @@ impl<'w> Tape<'w> {
                     d_weight = Some(&mut head[low..low + infos[weight.0].len]);
                     d_bias = Some(&mut tail[..infos[bias.0].len]);
                 }
-                let (gain, d_stream) = (self.weights.tensor(weight), d_x.f32_mut());
                 typed!(&d_out, dy => norm::layer_norm_backward(
-                    dy, input.f32(), gain, mean.f32(), rstd.f32(), d_stream, d_weight, d_bias));
+                    dy, input.f32(), self.weights.tensor(weight), mean.f32(), rstd.f32(), d_x.f32_mut(), d_weight, d_bias));
                 self.arena.give(mean);
                 self.arena.give(rstd);
                 self.arena.give(d_out);

@@ -7,6 +7,7 @@
 use super::lanes::{self, Lanes, Visible};
 use super::plan::{self, GROUP, Tree, TreeSegment};
 use super::{BLOCK, Heads, LANES};
+use crate::cpu::past_caches::{copy_past_caches, finish_stores};
 use crate::cpu::rope::{RopeTable, turn_row};
 use crate::cpu::scratch::with_scratch;
 use crate::cpu::shared::SharedMut;
@@ -369,7 +370,7 @@ impl<'a, E: Element> Traffic<'a, E> {
             let to = unsafe { call.d_qkv.slice(self.places[index], d) };
             let from = &self.finished[index * d..][..d];
             if self.past_caches {
-                crate::cpu::vector::stream(from, to);
+                copy_past_caches(from, to);
             } else {
                 to.copy_from_slice(from);
             }
@@ -386,7 +387,7 @@ impl<'a, E: Element> Traffic<'a, E> {
     fn end(&mut self, call: &Call<'_, E>) {
         self.write(call, usize::MAX);
         if self.past_caches {
-            crate::cpu::vector::end_streams();
+            finish_stores();
         }
     }
 }

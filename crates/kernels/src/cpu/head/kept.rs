@@ -6,7 +6,7 @@
 
 use super::CHUNK;
 use super::softmax::ChunkMasses;
-use crate::cpu::matmul::copy_past_caches;
+use crate::cpu::past_caches::copy_past_caches;
 use crate::cpu::shared::SharedMut;
 use crate::element::{Element, bf16, same_type};
 use std::ops::Range;
@@ -115,8 +115,7 @@ impl<O: Element> Places<'_, O> {
         let len = num_tokens.next_multiple_of(LINE);
         // SAFETY: a row has room for whole lines, and its chunks do not share any.
         unsafe {
-            let to = self.values.slice(row * self.stride + chunk * CHUNK, len);
-            copy_past_caches(bytemuck::cast_slice(&masses.0[..len]), to.as_mut_ptr().cast());
+            copy_past_caches(&masses.0[..len], self.values.slice(row * self.stride + chunk * CHUNK, len));
             self.maxima.slice(row * self.chunks + chunk, 1)[0] = max;
         }
     }

@@ -5,7 +5,7 @@
 
 use super::PackedMatrix;
 use super::pack::{self, PAIR_LEN, PANEL};
-use super::target::copy_past_caches;
+use crate::cpu::past_caches::copy_past_caches;
 use crate::cpu::scratch::Line;
 use crate::cpu::shared::SharedMut;
 use crate::element::bf16;
@@ -48,7 +48,7 @@ impl<'a> Forms<'a> {
         PANEL * self.k
     }
 
-    /// Packs block `block`, whose `rows` have their new values. [`super::finish_stores`] before others read the forms.
+    /// Packs block `block`, whose `rows` have their new values. [`finish_stores`](crate::cpu::past_caches::finish_stores) before others read the forms.
     ///
     /// # Safety
     /// No other thread packs the same block.
@@ -78,6 +78,5 @@ impl<'a> Forms<'a> {
 unsafe fn store(tiles: &[Line], form: &SharedMut<'_, bf16>, pair: usize) {
     // SAFETY: as promised by the caller.
     let out = unsafe { form.slice(pair * PAIR_LEN, PAIR_LEN) };
-    // SAFETY: `out` is borrowed alone and has as many bytes; packed matrices start on a line, and so do their pairs.
-    unsafe { copy_past_caches(bytemuck::cast_slice(tiles), out.as_mut_ptr().cast()) }
+    copy_past_caches(bytemuck::cast_slice(tiles), out);
 }

@@ -8,7 +8,8 @@
 
 use super::kernel::{Block, Kernel};
 use super::pack::{self, PANEL, STEP, TILE, TILE_LEN};
-use super::target::{OutputLines, Place, Target, finish_stores};
+use super::target::{OutputLines, Place, Target};
+use crate::cpu::past_caches::finish_stores;
 use crate::cpu::scratch::with_scratch;
 use crate::element::bf16;
 use crate::isa::MatmulPath;

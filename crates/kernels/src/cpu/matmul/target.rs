@@ -316,41 +316,6 @@ unsafe fn full<const ADD: bool, const PAST: bool>(
     }
 }
 
-/// Copies values that nobody looks at soon past the caches, where whole lines are written. [`finish_stores`] before
-/// others read them.
-///
-/// # Safety
-/// `to` has as many elements, and no other thread uses them.
-pub(crate) unsafe fn copy_past_caches(from: &[f32], to: *mut f32) {
-    #[cfg(target_arch = "x86_64")]
-    {
-        use std::arch::x86_64::*;
-        #[target_feature(enable = "avx512f")]
-        unsafe fn lines(from: &[f32], to: *mut f32) {
-            for (index, line) in from.as_chunks::<16>().0.iter().enumerate() {
-                // SAFETY: whole lines, as the caller below sees to.
-                unsafe { _mm512_stream_ps(to.add(16 * index), _mm512_loadu_ps(line.as_ptr())) }
-            }
-        }
-        let whole = (to as usize).is_multiple_of(64) && from.len().is_multiple_of(16);
-        if whole && crate::isa::vector_isa() == crate::isa::VectorIsa::Avx512 {
-            // SAFETY: the machine has the instructions; the place is as large as promised and starts on a line.
-            return unsafe { lines(from, to) };
-        }
-    }
-    // SAFETY: as promised by the caller; an output is not its own source.
-    unsafe { std::ptr::copy_nonoverlapping(from.as_ptr(), to, from.len()) }
-}
-
-/// Makes stores past the caches visible to the threads that are told of them afterwards.
-pub(crate) fn finish_stores() {
-    #[cfg(target_arch = "x86_64")]
-    // SAFETY: SSE is part of x86-64.
-    unsafe {
-        std::arch::x86_64::_mm_sfence()
-    }
-}
-
 /// Calls `write` with each output row of the block and its biased sums; always all 32 columns, so that loops have a
 /// fixed length.
 ///
