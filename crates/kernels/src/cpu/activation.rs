@@ -4,7 +4,7 @@
 //! Cost: one pass; 20 to 35 vector instructions per 16 elements.
 
 use crate::cpu::shared::SharedMut;
-use crate::cpu::vector::{Vector, WIDTH, exp2, load, reciprocal, store, vectorised};
+use crate::cpu::vector::{Arithmetic, Stripe, ahead, ask, exp2, in_stripes, load, reciprocal, store, vectorised};
 use crate::element::Element;
 use crate::parallel::for_chunks;
 
@@ -35,11 +35,11 @@ const CUBIC: f32 = 0.044_715;
 trait Curve {
     /// The curve.
     #[inline(always)]
-    fn value<V: Vector>(x: V) -> V {
+    fn value<V: Arithmetic>(x: V) -> V {
         Self::both(x).0
     }
     /// The curve and its slope, which share most of their work.
-    fn both<V: Vector>(x: V) -> (V, V);
+    fn both<V: Arithmetic>(x: V) -> (V, V);
 }
 
 struct GeluTanh;
@@ -50,7 +50,7 @@ struct Relu;
 
 impl Curve for GeluTanh {
     #[inline(always)]
-    fn both<V: Vector>(x: V) -> (V, V) {
+    fn both<V: Arithmetic>(x: V) -> (V, V) {
         let (one, square) = (V::splat(1.0), x.mul(x));
         // (1 + tanh(u)) / 2 is sigmoid(2u): no cancellation on the negative side.
         let u = x.mul(square.mul_add(V::splat(2.0 * ROOT_2_OVER_PI * CUBIC), V::splat(2.0 * ROOT_2_OVER_PI)));
@@ -64,12 +64,12 @@ impl Curve for GeluTanh {
 
 impl Curve for GeluErf {
     #[inline(always)]
-    fn value<V: Vector>(x: V) -> V {
+    fn value<V: Arithmetic>(x: V) -> V {
         let half = x.mul(V::splat(0.5));
         half.mul_add(erf(x.mul(V::splat(std::f32::consts::FRAC_1_SQRT_2))), half)
     }
     #[inline(always)]
-    fn both<V: Vector>(x: V) -> (V, V) {
+    fn both<V: Arithmetic>(x: V) -> (V, V) {
         let half = V::splat(0.5);
         let share = erf(x.mul(V::splat(std::f32::consts::FRAC_1_SQRT_2))).mul_add(half, half);
         // 1 / sqrt(2 pi) times e^(-x^2 / 2).
@@ -80,7 +80,7 @@ impl Curve for GeluErf {
 
 impl Curve for QuickGelu {
     #[inline(always)]
-    fn both<V: Vector>(x: V) -> (V, V) {
+    fn both<V: Arithmetic>(x: V) -> (V, V) {
         let s = sigmoid(x.mul(V::splat(1.702)));
         let value = x.mul(s);
         (value, value.mul(V::splat(1.0).sub(s)).mul_add(V::splat(1.702), s))
@@ -89,7 +89,7 @@ impl Curve for QuickGelu {
 
 impl Curve for Silu {
     #[inline(always)]
-    fn both<V: Vector>(x: V) -> (V, V) {
+    fn both<V: Arithmetic>(x: V) -> (V, V) {
         let s = sigmoid(x);
         let value = x.mul(s);
         (value, value.mul_add(V::splat(1.0).sub(s), s))
@@ -98,7 +98,7 @@ impl Curve for Silu {
 
 impl Curve for Relu {
     #[inline(always)]
-    fn both<V: Vector>(x: V) -> (V, V) {
+    fn both<V: Arithmetic>(x: V) -> (V, V) {
         let zero = V::splat(0.0);
         // Selecting by `x < 0` lets NaN pass: a broken run must not look healthy.
         (x.select_less(zero, zero, x), zero.select_less(x, V::splat(1.0), zero))
@@ -107,13 +107,13 @@ impl Curve for Relu {
 
 /// e^x; below about e^-87 it stays there. Not for x above 87.
 #[inline(always)]
-fn exp<V: Vector>(x: V) -> V {
+fn exp<V: Arithmetic>(x: V) -> V {
     exp2(x.mul(V::splat(std::f32::consts::LOG2_E)))
 }
 
 /// 1 / (1 + e^-x). The exponent is held below 2^125, where nothing overflows and the result is 0 for every purpose.
 #[inline(always)]
-fn sigmoid<V: Vector>(x: V) -> V {
+fn sigmoid<V: Arithmetic>(x: V) -> V {
     let exponent = V::splat(125.0).min(x.mul(V::splat(-std::f32::consts::LOG2_E)));
     reciprocal(exp2(exponent).add(V::splat(1.0)))
 }
@@ -121,7 +121,7 @@ fn sigmoid<V: Vector>(x: V) -> V {
 /// Error function after N. Juffa's two-interval fit, below 1.2 units in the last place; both intervals are computed and
 /// one is chosen, so that there is no branch.
 #[inline(always)]
-fn erf<V: Vector>(x: V) -> V {
+fn erf<V: Arithmetic>(x: V) -> V {
     let (zero, s) = (V::splat(0.0), x.mul(x));
     let t = x.max(zero.sub(x));
     let mut far = V::splat(-1.728_534_7e-5).mul_add(t, V::splat(3.831_971_3e-4));
@@ -164,10 +164,13 @@ pub fn activation<E: Element>(kind: Activation, x: &[E], y: &mut [E]) {
 
 vectorised! {
     fn activation_chunk<V, E: Element, C: Curve>(x: &[E], y: &mut [E]) {
-        for at in (0..x.len()).step_by(WIDTH) {
-            store(C::value(load::<V, E>(x, at)), y, at);
-        }
+        in_stripes!(V, x.len(), activation_at::<E, C>(x, y));
     }
+}
+
+#[inline(always)]
+fn activation_at<S: Stripe, E: Element, C: Curve>(at: usize, x: &[E], y: &mut [E]) {
+    store(C::value(load::<S, E>(x, at)), y, at);
 }
 
 /// `dx = dy * act'(x)`.
@@ -183,11 +186,14 @@ pub fn activation_backward<E: Element>(kind: Activation, dy: &[E], x: &[E], dx: 
 
 vectorised! {
     fn activation_backward_chunk<V, E: Element, C: Curve>(dy: &[E], x: &[E], dx: &mut [E]) {
-        for at in (0..x.len()).step_by(WIDTH) {
-            let slope = C::both(load::<V, E>(x, at)).1;
-            store(load::<V, E>(dy, at).mul(slope), dx, at);
-        }
+        in_stripes!(V, x.len(), activation_backward_at::<E, C>(dy, x, dx));
     }
+}
+
+#[inline(always)]
+fn activation_backward_at<S: Stripe, E: Element, C: Curve>(at: usize, dy: &[E], x: &[E], dx: &mut [E]) {
+    let slope = C::both(load::<S, E>(x, at)).1;
+    store(load::<S, E>(dy, at).mul(slope), dx, at);
 }
 
 /// `y = act(gate) * up` with rows of `gate_up` `[T, 2f]` holding the gate first, then up; `y` is `[T, f]`.
@@ -207,14 +213,20 @@ pub fn gated<E: Element>(kind: Activation, gate_up: &[E], f: usize, y: &mut [E])
 
 vectorised! {
     fn gated_chunk<V, E: Element, C: Curve>(gate_up: &[E], f: usize, y: &mut [E]) {
+        let ahead = ahead::<E>(2 * f);
         for (gate_up, y) in gate_up.chunks_exact(2 * f).zip(y.chunks_exact_mut(f)) {
             let (gate, up) = gate_up.split_at(f);
-            for at in (0..f).step_by(WIDTH) {
-                let value = C::value(load::<V, E>(gate, at));
-                store(value.mul(load(up, at)), y, at);
-            }
+            in_stripes!(V, f, gated_at::<E, C>(gate, up, ahead, y));
         }
     }
+}
+
+#[inline(always)]
+fn gated_at<S: Stripe, E: Element, C: Curve>(at: usize, gate: &[E], up: &[E], ahead: usize, y: &mut [E]) {
+    ask::<S, E>(gate, at + ahead);
+    ask::<S, E>(up, at + ahead);
+    let value = C::value(load::<S, E>(gate, at));
+    store(value.mul(load(up, at)), y, at);
 }
 
 /// Gradient of [`gated`]: `d_gate_up` in the layout of `gate_up`.
@@ -236,18 +248,33 @@ pub fn gated_backward<E: Element>(kind: Activation, dy: &[E], gate_up: &[E], f: 
 
 vectorised! {
     fn gated_backward_chunk<V, E: Element, C: Curve>(dy: &[E], gate_up: &[E], f: usize, d_gate_up: &mut [E]) {
+        let ahead = [ahead::<E>(f), ahead::<E>(2 * f)];
         let rows = dy.chunks_exact(f).zip(gate_up.chunks_exact(2 * f)).zip(d_gate_up.chunks_exact_mut(2 * f));
         for ((dy, gate_up), d_gate_up) in rows {
             let (gate, up) = gate_up.split_at(f);
             let (d_gate, d_up) = d_gate_up.split_at_mut(f);
-            for at in (0..f).step_by(WIDTH) {
-                let (value, slope) = C::both(load::<V, E>(gate, at));
-                let dy: V = load(dy, at);
-                store(dy.mul(load(up, at)).mul(slope), d_gate, at);
-                store(dy.mul(value), d_up, at);
-            }
+            in_stripes!(V, f, gated_backward_at::<E, C>(dy, gate, up, ahead, d_gate, d_up));
         }
     }
+}
+
+#[inline(always)]
+fn gated_backward_at<S: Stripe, E: Element, C: Curve>(
+    at: usize,
+    dy: &[E],
+    gate: &[E],
+    up: &[E],
+    ahead: [usize; 2],
+    d_gate: &mut [E],
+    d_up: &mut [E],
+) {
+    ask::<S, E>(dy, at + ahead[0]);
+    ask::<S, E>(gate, at + ahead[1]);
+    ask::<S, E>(up, at + ahead[1]);
+    let (value, slope) = C::both(load::<S, E>(gate, at));
+    let dy: S = load(dy, at);
+    store(dy.mul(load(up, at)).mul(slope), d_gate, at);
+    store(dy.mul(value), d_up, at);
 }
 
 #[cfg(test)]

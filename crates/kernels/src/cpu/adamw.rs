@@ -6,6 +6,7 @@
 use crate::cpu::matmul::Forms;
 use crate::cpu::past_caches::finish_stores;
 use crate::cpu::shared::SharedMut;
+use crate::cpu::vector::{ahead, ask_line};
 use crate::isa::multiversion;
 use crate::parallel::{all_chunks, for_chunks, share, sum_chunks};
 use std::ops::Range;
@@ -178,8 +179,10 @@ pub fn sum_of_squares(x: &[f32]) -> f64 {
 multiversion! {
     fn sum_of_squares_chunk(x: &[f32]) -> f64 {
         let mut lanes = [0f64; 32];
-        let mut blocks = x.chunks_exact(32);
+        let (mut blocks, ahead) = (x.chunks_exact(32), ahead::<f32>(1));
         for block in &mut blocks {
+            ask_line(block, ahead);
+            ask_line(block, ahead + 16);
             for (lane, value) in lanes.iter_mut().zip(block) {
                 let value = f64::from(*value);
                 *lane += value * value;

@@ -7,7 +7,7 @@
 
 use crate::cpu::elementwise::accumulate_row;
 use crate::cpu::shared::SharedMut;
-use crate::cpu::vector::{Vector, WIDTH, load, store, total, vectorised};
+use crate::cpu::vector::{Stripe, Vector, WIDTH, ahead, ask, in_stripes, load, store, total, vectorised};
 use crate::element::Element;
 use crate::parallel::{for_chunks, share};
 
@@ -47,19 +47,22 @@ pub fn rms_norm<E: Element>(x: &[f32], w: &[f32], eps: f32, y: &mut [E], rstd: &
 
 vectorised! {
     fn rms_norm_chunk<V, E: Element>(x: &[f32], w: &[f32], eps: f32, y: &mut [E], rstd: &mut [f32]) {
-        let d = w.len();
+        let (d, ahead) = (w.len(), ahead::<f32>(1));
         for ((x, y), rstd) in x.chunks_exact(d).zip(y.chunks_exact_mut(d)).zip(rstd) {
             let square = sum!(V, d, at => {
+                ask::<V, f32>(x, at + ahead);
                 let x: V = load(x, at);
                 x.mul(x)
             });
             *rstd = 1.0 / (square / d as f32 + eps).sqrt();
-            let r = V::splat(*rstd);
-            for at in (0..d).step_by(WIDTH) {
-                store(load::<V, f32>(x, at).mul(r).mul(load(w, at)), y, at);
-            }
+            in_stripes!(V, d, scaled_at::<E>(x, w, *rstd, y));
         }
     }
+}
+
+#[inline(always)]
+fn scaled_at<S: Stripe, E: Element>(at: usize, x: &[f32], w: &[f32], rstd: f32, y: &mut [E]) {
+    store(load::<S, f32>(x, at).mul(S::splat(rstd)).mul(load(w, at)), y, at);
 }
 
 /// Adds the gradient of `x` to `dx_add`, and that of `w` to `dw` unless the weight is frozen.
@@ -87,20 +90,35 @@ vectorised! {
     fn rms_norm_backward_chunk<V, E: Element>(
         dy: &[E], x: &[f32], w: &[f32], rstd: &[f32], dx: &mut [f32], dw: &mut [f32],
     ) {
-        let d = w.len();
+        let (d, ahead) = (w.len(), ahead::<f32>(1));
         for (((dy, x), dx), &r) in dy.chunks_exact(d).zip(x.chunks_exact(d)).zip(dx.chunks_exact_mut(d)).zip(rstd) {
-            let by_x = sum!(V, d, at => load::<V, E>(dy, at).mul(load(w, at)).mul(load(x, at)));
-            let c = V::splat(by_x * r * r * r / d as f32);
-            let r = V::splat(r);
-            for at in (0..d).step_by(WIDTH) {
-                let (dy, x): (V, V) = (load(dy, at), load(x, at));
-                let change = dy.mul(load(w, at)).mul(r).sub(x.mul(c));
-                store(load::<V, f32>(dx, at).add(change), dx, at);
-                if !dw.is_empty() {
-                    store(load::<V, f32>(dw, at).add(dy.mul(x.mul(r))), dw, at);
-                }
-            }
+            let by_x = sum!(V, d, at => {
+                ask::<V, E>(dy, at + ahead);
+                ask::<V, f32>(x, at + ahead);
+                ask::<V, f32>(dx, at + ahead);
+                load::<V, E>(dy, at).mul(load(w, at)).mul(load(x, at))
+            });
+            in_stripes!(V, d, rms_norm_backward_at::<E>(dy, x, w, r, by_x * r * r * r / d as f32, dx, dw));
         }
+    }
+}
+
+#[inline(always)]
+fn rms_norm_backward_at<S: Stripe, E: Element>(
+    at: usize,
+    dy: &[E],
+    x: &[f32],
+    w: &[f32],
+    r: f32,
+    c: f32,
+    dx: &mut [f32],
+    dw: &mut [f32],
+) {
+    let (dy, x, r): (S, S, S) = (load(dy, at), load(x, at), S::splat(r));
+    let change = dy.mul(load(w, at)).mul(r).sub(x.mul(S::splat(c)));
+    store(load::<S, f32>(dx, at).add(change), dx, at);
+    if !dw.is_empty() {
+        store(load::<S, f32>(dw, at).add(dy.mul(x.mul(r))), dw, at);
     }
 }
 

@@ -4,6 +4,9 @@
 
 use bytemuck::Pod;
 
+/// Bytes of an output that no cache of a core will keep until it is read.
+pub(crate) const LARGE: usize = 2 << 20;
+
 /// Copies `from` to `to`, which is as long: past the caches where `to` consists of whole lines. [`finish_stores`] before
 /// other threads read it.
 #[inline]

@@ -5,7 +5,7 @@
 // T rows, half = number of rotated pairs per head
 
 use crate::cpu::shared::SharedMut;
-use crate::cpu::vector::{Vector, WIDTH, load, store, vectorised};
+use crate::cpu::vector::{Vector, WIDTH, ahead, ask_line, load, store, vectorised};
 use crate::element::Element;
 use crate::parallel::{for_chunks, share};
 
@@ -96,8 +96,12 @@ vectorised! {
         if half == 0 {
             return;
         }
+        let later = ahead::<E>(row_width);
         for ((row, cos), sin) in x.chunks_exact_mut(row_width).zip(cos.chunks_exact(half)).zip(sin.chunks_exact(half)) {
             for head in row[offset..][..num_heads * head_dim].chunks_exact_mut(head_dim) {
+                for line in (0..head_dim).step_by(64 / size_of::<E>()) {
+                    ask_line(head, line + later);
+                }
                 turn::<V, E>(head, cos, sin, inverse);
             }
         }
@@ -110,12 +114,23 @@ pub(super) fn turn<V: Vector, E: Element>(head: &mut [E], cos: &[f32], sin: &[f3
     let sign = V::splat(if inverse { -1.0 } else { 1.0 });
     let half = cos.len();
     let (first, second) = head[..2 * half].split_at_mut(half);
-    for at in (0..half).step_by(WIDTH) {
-        let (x, y): (V, V) = (load(first, at), load(second, at));
-        let (c, s): (V, V) = (load(cos, at), load::<V, f32>(sin, at).mul(sign));
-        store(x.mul(c).sub(y.mul(s)), first, at);
-        store(y.mul(c).add(x.mul(s)), second, at);
+    let whole = half / WIDTH * WIDTH;
+    let pairs = first[..whole].chunks_exact_mut(WIDTH).zip(second[..whole].chunks_exact_mut(WIDTH));
+    let turns = cos.chunks_exact(WIDTH).zip(sin.chunks_exact(WIDTH));
+    for ((first, second), (cos, sin)) in pairs.zip(turns) {
+        turn_at::<V, E>(0, first, second, cos, sin, sign);
     }
+    if whole < half {
+        turn_at::<V, E>(whole, first, second, cos, sin, sign);
+    }
+}
+
+#[inline(always)]
+fn turn_at<V: Vector, E: Element>(at: usize, first: &mut [E], second: &mut [E], cos: &[f32], sin: &[f32], sign: V) {
+    let (x, y): (V, V) = (load(first, at), load(second, at));
+    let (c, s): (V, V) = (load(cos, at), load::<V, f32>(sin, at).mul(sign));
+    store(x.mul(c).sub(y.mul(s)), first, at);
+    store(y.mul(c).add(x.mul(s)), second, at);
 }
 
 vectorised! {

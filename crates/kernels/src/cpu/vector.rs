@@ -1,23 +1,26 @@
 //! Sixteen f32 side by side, on each instruction set, for loops that the compiler does not vectorise well by itself:
 //! those that keep a block of sums in registers, and the softmax of attention.
-//! Every operation gives the same bits on every instruction set.
+//! Every operation gives the same bits on every instruction set, but for the rounding of the tiniest numbers to bf16.
 //! Cost: one instruction per operation with AVX-512, two with AVX2.
 
 use crate::element::{Element, bf16};
 
+mod four;
+#[cfg(target_arch = "x86_64")]
+mod x86;
+
+pub(crate) use four::{FOUR, Four, in_stripes};
+#[cfg(target_arch = "x86_64")]
+pub(crate) use x86::{Avx2, Avx512, Avx512Bf16};
+
 /// Number of values in a [`Vector`].
 pub(crate) const WIDTH: usize = 16;
 
-/// Sixteen f32. Functions that use one are `#[inline(always)]` and reached through [`vectorised`].
-pub(crate) trait Vector: Copy {
-    /// Whether 32 registers hold one vector each; decides how many sums a loop keeps.
-    const MANY_REGISTERS: bool;
-    /// The same value sixteen times.
+/// What can be computed with one or more vectors of f32. Functions that use one are `#[inline(always)]` and reached
+/// through [`vectorised`].
+pub(crate) trait Arithmetic: Copy {
+    /// The same value everywhere.
     fn splat(value: f32) -> Self;
-    /// Sixteen values from memory.
-    fn load(from: &[f32; WIDTH]) -> Self;
-    /// Sixteen values to memory.
-    fn store(self, to: &mut [f32; WIDTH]);
     /// `self + b`
     fn add(self, b: Self) -> Self;
     /// `self - b`
@@ -34,12 +37,30 @@ pub(crate) trait Vector: Copy {
     fn select_less(self, b: Self, yes: Self, no: Self) -> Self;
     /// About `1 / self` for positive numbers, within 13 %.
     fn rough_reciprocal(self) -> Self;
-    /// Sixteen bf16 from memory.
-    fn load_bf16(from: &[bf16; WIDTH]) -> Self;
-    /// Rounds to the nearest bf16, ties to even, NaN to NaN.
-    fn store_bf16(self, to: &mut [bf16; WIDTH]);
     /// `self * 2^n` for whole n from -126 to 127; `shifted` is `n + ROUND`.
     fn times_power(self, n: Self, shifted: Self) -> Self;
+}
+
+/// Sixteen f32.
+pub(crate) trait Vector: Arithmetic {
+    /// Whether 32 registers hold one vector each; decides how many sums a loop keeps.
+    const MANY_REGISTERS: bool;
+    /// Sixteen values from memory.
+    fn load(from: &[f32; WIDTH]) -> Self;
+    /// Sixteen values to memory.
+    fn store(self, to: &mut [f32; WIDTH]);
+    /// Sixteen bf16 from memory.
+    fn load_bf16(from: &[bf16; WIDTH]) -> Self;
+    /// Rounds to the nearest bf16, ties to even, NaN to NaN. Numbers below 2^-126 may become zero.
+    fn store_bf16(self, to: &mut [bf16; WIDTH]);
+}
+
+/// What a loop over slices takes at a time: a vector, or [`Four`] of them.
+pub(crate) trait Stripe: Arithmetic {
+    /// The values of `x` from `at` on. A vector reads zeros beyond the end; four vectors want all their values there.
+    fn load_at<E: Element>(x: &[E], at: usize) -> Self;
+    /// Writes to `x` from `at` on, rounded: a vector as far as `x` goes, four vectors whole.
+    fn store_at<E: Element>(self, x: &mut [E], at: usize);
 }
 
 /// Adding this to a number below 2^22 rounds it to an integer, and leaves that integer in the low bits.
@@ -48,20 +69,20 @@ const ROUND: f32 = 12_582_912.0;
 /// 2^x, error below 2e-7. Below -126 it stays at about 2^-126, above 127 it is wrong; NaN gives NaN.
 #[expect(clippy::approx_constant, reason = "a fitted coefficient near ln 2, not ln 2")]
 #[inline(always)]
-pub(crate) fn exp2<V: Vector>(x: V) -> V {
+pub(crate) fn exp2<V: Arithmetic>(x: V) -> V {
     // Minimax for 2^f on [-1/2, 1/2], relative error 9.2e-8, exactly 1 at 0 (fitted by Lawson's iteration).
     power(x, [1.326_472_5e-3, 9.671_513e-3, 5.550_733_7e-2, 0.240_222_42, 0.693_147])
 }
 
 /// [`exp2`] with an error of 3e-6, for results that are rounded to bf16 (4e-3).
 #[inline(always)]
-pub(crate) fn exp2_short<V: Vector>(x: V) -> V {
+pub(crate) fn exp2_short<V: Arithmetic>(x: V) -> V {
     power(x, [9.582_852e-3, 5.590_642_7e-2, 0.240_240_99, 0.693_124_2])
 }
 
 /// 2^x by a polynomial for the fraction; coefficients from the highest power down to the first.
 #[inline(always)]
-fn power<V: Vector, const N: usize>(x: V, coefficients: [f32; N]) -> V {
+fn power<V: Arithmetic, const N: usize>(x: V, coefficients: [f32; N]) -> V {
     let round = V::splat(ROUND);
     // In this order of arguments NaN passes.
     let x = V::splat(-126.0).max(x);
@@ -80,7 +101,7 @@ const RECIPROCAL: u32 = 0x7ef3_11c7;
 
 /// `1 / x` for x from 1 to 2^126, error below 2e-7. Three Newton steps: a division takes the unit four times as long.
 #[inline(always)]
-pub(crate) fn reciprocal<V: Vector>(x: V) -> V {
+pub(crate) fn reciprocal<V: Arithmetic>(x: V) -> V {
     let (mut y, one, minus) = (x.rough_reciprocal(), V::splat(1.0), V::splat(0.0).sub(x));
     for _ in 0..3 {
         // y + y (1 - x y), which squares the error.
@@ -89,41 +110,93 @@ pub(crate) fn reciprocal<V: Vector>(x: V) -> V {
     y
 }
 
-/// The sixteen values of `x` from `at` on; beyond its end zeros.
+/// [`Stripe::load_at`].
 #[inline(always)]
-pub(crate) fn load<V: Vector, E: Element>(x: &[E], at: usize) -> V {
-    let mut rest = [E::default(); WIDTH];
-    let values = match x.get(at..at + WIDTH) {
-        Some(values) => values.try_into().expect("sliced to WIDTH"),
-        None => {
-            let part = &x[at..];
-            rest[..part.len()].copy_from_slice(part);
-            &rest
+pub(crate) fn load<S: Stripe, E: Element>(x: &[E], at: usize) -> S {
+    S::load_at(x, at)
+}
+
+/// [`Stripe::store_at`].
+#[inline(always)]
+pub(crate) fn store<S: Stripe, E: Element>(value: S, x: &mut [E], at: usize) {
+    value.store_at(x, at);
+}
+
+impl<V: Vector> Stripe for V {
+    #[inline(always)]
+    fn load_at<E: Element>(x: &[E], at: usize) -> Self {
+        let rest;
+        let values: &[E; WIDTH] = match x.get(at..at + WIDTH) {
+            Some(values) => values.try_into().expect("sliced to WIDTH"),
+            None => {
+                rest = rest_of(x, at);
+                &rest
+            }
+        };
+        // One of the two casts always fits; which one is known when the function is compiled.
+        if size_of::<E>() == size_of::<bf16>() {
+            V::load_bf16(bytemuck::cast_ref::<[E; WIDTH], [bf16; WIDTH]>(values))
+        } else {
+            V::load(bytemuck::cast_ref::<[E; WIDTH], [f32; WIDTH]>(values))
         }
-    };
-    // One of the two casts always fits; which one is known when the function is compiled.
-    if size_of::<E>() == size_of::<bf16>() {
-        V::load_bf16(bytemuck::cast_ref::<[E; WIDTH], [bf16; WIDTH]>(values))
-    } else {
-        V::load(bytemuck::cast_ref::<[E; WIDTH], [f32; WIDTH]>(values))
+    }
+    #[inline(always)]
+    fn store_at<E: Element>(self, x: &mut [E], at: usize) {
+        if let Some(to) = x.get_mut(at..at + WIDTH) {
+            return store_sixteen(self, to.try_into().expect("sliced to WIDTH"));
+        }
+        let mut rest = [E::default(); WIDTH];
+        store_sixteen(self, &mut rest);
+        let to = &mut x[at..];
+        to.copy_from_slice(&rest[..to.len()]);
     }
 }
 
-/// Writes to `x` from `at` on, rounded, as far as `x` goes.
+/// Bytes that a loop over long rows asks for ahead of itself: more than a page, at whose end the processor's own
+/// prefetching stops, and about what can be under way at a time.
+const AHEAD: usize = 6 << 10;
+
+/// How many values further on those are that [`ask`] should ask for, in whole periods of `period` values.
+pub(crate) fn ahead<E>(period: usize) -> usize {
+    (AHEAD / size_of::<E>()).div_ceil(period.max(1)) * period
+}
+
+/// Asks for the lines of what [`load`] reads; they need not exist.
 #[inline(always)]
-pub(crate) fn store<V: Vector, E: Element>(value: V, x: &mut [E], at: usize) {
-    let mut rest = [E::default(); WIDTH];
-    let (to, tail) = match x.len() - at {
-        room if room < WIDTH => (&mut rest, Some(room)),
-        _ => ((&mut x[at..at + WIDTH]).try_into().expect("sliced to WIDTH"), None),
-    };
+pub(crate) fn ask<S: Stripe, E: Element>(x: &[E], at: usize) {
+    for line in (0..size_of::<S>() / size_of::<f32>()).step_by(64 / size_of::<E>()) {
+        ask_line(x, at + line);
+    }
+}
+
+/// Asks for the line of `x[at]`, which need not exist.
+#[inline(always)]
+pub(crate) fn ask_line<E>(x: &[E], at: usize) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: SSE is part of x86-64, and prefetching never faults.
+    unsafe {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        _mm_prefetch::<_MM_HINT_T0>(x.as_ptr().wrapping_add(at).cast());
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = (x, at);
+}
+
+/// The last values of `x`, from `at` on, and zeros. Out of line, so that loops over whole vectors stay short.
+#[cold]
+#[inline(never)]
+fn rest_of<E: Element>(x: &[E], at: usize) -> [E; WIDTH] {
+    let (mut rest, part) = ([E::default(); WIDTH], &x[at..]);
+    rest[..part.len()].copy_from_slice(part);
+    rest
+}
+
+#[inline(always)]
+fn store_sixteen<V: Vector, E: Element>(value: V, to: &mut [E; WIDTH]) {
     if size_of::<E>() == size_of::<bf16>() {
         value.store_bf16(bytemuck::cast_mut::<[E; WIDTH], [bf16; WIDTH]>(to));
     } else {
         value.store(bytemuck::cast_mut::<[E; WIDTH], [f32; WIDTH]>(to));
-    }
-    if let Some(room) = tail {
-        x[at..].copy_from_slice(&rest[..room]);
     }
 }
 
@@ -153,19 +226,10 @@ impl Portable {
     }
 }
 
-impl Vector for Portable {
-    const MANY_REGISTERS: bool = cfg!(target_arch = "aarch64");
+impl Arithmetic for Portable {
     #[inline(always)]
     fn splat(value: f32) -> Self {
         Self([value; WIDTH])
-    }
-    #[inline(always)]
-    fn load(from: &[f32; WIDTH]) -> Self {
-        Self(*from)
-    }
-    #[inline(always)]
-    fn store(self, to: &mut [f32; WIDTH]) {
-        *to = self.0;
     }
     #[inline(always)]
     fn add(self, b: Self) -> Self {
@@ -196,14 +260,6 @@ impl Vector for Portable {
         Self(self.0.map(|x| f32::from_bits(RECIPROCAL.wrapping_sub(x.to_bits()))))
     }
     #[inline(always)]
-    fn load_bf16(from: &[bf16; WIDTH]) -> Self {
-        Self(from.map(|x| x.to_f32()))
-    }
-    #[inline(always)]
-    fn store_bf16(self, to: &mut [bf16; WIDTH]) {
-        *to = self.0.map(Element::from_f32);
-    }
-    #[inline(always)]
     fn select_less(self, b: Self, yes: Self, no: Self) -> Self {
         Self(std::array::from_fn(|i| if self.0[i] < b.0[i] { yes.0[i] } else { no.0[i] }))
     }
@@ -213,238 +269,23 @@ impl Vector for Portable {
     }
 }
 
-#[cfg(target_arch = "x86_64")]
-pub(crate) use x86::{Avx2, Avx512};
-
-#[cfg(target_arch = "x86_64")]
-mod x86 {
-    use super::{RECIPROCAL, Vector, WIDTH};
-    use crate::element::bf16;
-    use std::arch::x86_64::*;
-
-    /// One 512-bit register.
-    #[derive(Clone, Copy)]
-    pub(crate) struct Avx512(pub(crate) __m512);
-
-    /// Two 256-bit registers.
-    #[derive(Clone, Copy)]
-    pub(crate) struct Avx2(__m256, __m256);
-
-    // No closures and no array functions over registers in this file: they are not always inlined, and an intrinsic in
-    // a function that was compiled without its instructions is a call.
-
-    /// 2^n where `shifted` is `n + ROUND`.
+impl Vector for Portable {
+    const MANY_REGISTERS: bool = cfg!(target_arch = "aarch64");
     #[inline(always)]
-    fn power(shifted: __m256) -> __m256 {
-        // SAFETY: see below.
-        unsafe {
-            let exponent = _mm256_slli_epi32::<23>(_mm256_castps_si256(shifted));
-            _mm256_castsi256_ps(_mm256_add_epi32(exponent, _mm256_set1_epi32(0x3f80_0000)))
-        }
+    fn load(from: &[f32; WIDTH]) -> Self {
+        Self(*from)
     }
-
-    /// f32 rounded to bf16 in the low halves of words.
     #[inline(always)]
-    fn rounded_half(x: __m256) -> __m256i {
-        // SAFETY: see below.
-        unsafe {
-            let bits = _mm256_castps_si256(x);
-            let odd = _mm256_and_si256(_mm256_srli_epi32::<16>(bits), _mm256_set1_epi32(1));
-            let rounded = _mm256_add_epi32(_mm256_add_epi32(bits, _mm256_set1_epi32(0x7fff)), odd);
-            let quiet = _mm256_or_si256(bits, _mm256_set1_epi32(0x40_0000));
-            let nan = _mm256_castps_si256(_mm256_cmp_ps::<_CMP_UNORD_Q>(x, x));
-            _mm256_srli_epi32::<16>(_mm256_blendv_epi8(rounded, quiet, nan))
-        }
+    fn store(self, to: &mut [f32; WIDTH]) {
+        *to = self.0;
     }
-
-    // SAFETY, for every block below: the two types are used only inside functions that `vectorised` compiles for, and
-    // enters on, machines with the instructions; loads and stores are unaligned ones on whole arrays of 16.
-    impl Vector for Avx512 {
-        const MANY_REGISTERS: bool = true;
-        #[inline(always)]
-        fn splat(value: f32) -> Self {
-            // SAFETY: see the impl.
-            unsafe { Self(_mm512_set1_ps(value)) }
-        }
-        #[inline(always)]
-        fn load(from: &[f32; WIDTH]) -> Self {
-            // SAFETY: see the impl.
-            unsafe { Self(_mm512_loadu_ps(from.as_ptr())) }
-        }
-        #[inline(always)]
-        fn store(self, to: &mut [f32; WIDTH]) {
-            // SAFETY: see the impl.
-            unsafe { _mm512_storeu_ps(to.as_mut_ptr(), self.0) }
-        }
-        #[inline(always)]
-        fn add(self, b: Self) -> Self {
-            // SAFETY: see the impl.
-            unsafe { Self(_mm512_add_ps(self.0, b.0)) }
-        }
-        #[inline(always)]
-        fn sub(self, b: Self) -> Self {
-            // SAFETY: see the impl.
-            unsafe { Self(_mm512_sub_ps(self.0, b.0)) }
-        }
-        #[inline(always)]
-        fn mul(self, b: Self) -> Self {
-            // SAFETY: see the impl.
-            unsafe { Self(_mm512_mul_ps(self.0, b.0)) }
-        }
-        #[inline(always)]
-        fn mul_add(self, b: Self, c: Self) -> Self {
-            // SAFETY: see the impl.
-            unsafe { Self(_mm512_fmadd_ps(self.0, b.0, c.0)) }
-        }
-        #[inline(always)]
-        fn max(self, b: Self) -> Self {
-            // SAFETY: see the impl.
-            unsafe { Self(_mm512_max_ps(self.0, b.0)) }
-        }
-        #[inline(always)]
-        fn min(self, b: Self) -> Self {
-            // SAFETY: see the impl.
-            unsafe { Self(_mm512_min_ps(self.0, b.0)) }
-        }
-        #[inline(always)]
-        fn rough_reciprocal(self) -> Self {
-            // SAFETY: see the impl.
-            unsafe {
-                let bits = _mm512_sub_epi32(_mm512_set1_epi32(RECIPROCAL as i32), _mm512_castps_si512(self.0));
-                Self(_mm512_castsi512_ps(bits))
-            }
-        }
-        #[inline(always)]
-        fn load_bf16(from: &[bf16; WIDTH]) -> Self {
-            // SAFETY: see the impl.
-            unsafe {
-                let wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(from.as_ptr().cast()));
-                Self(_mm512_castsi512_ps(_mm512_slli_epi32::<16>(wide)))
-            }
-        }
-        #[inline(always)]
-        fn store_bf16(self, to: &mut [bf16; WIDTH]) {
-            // SAFETY: see the impl.
-            unsafe {
-                let bits = _mm512_castps_si512(self.0);
-                let odd = _mm512_and_si512(_mm512_srli_epi32::<16>(bits), _mm512_set1_epi32(1));
-                let rounded = _mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff)), odd);
-                let nan = _mm512_cmp_ps_mask::<_CMP_UNORD_Q>(self.0, self.0);
-                let rounded = _mm512_mask_or_epi32(rounded, nan, bits, _mm512_set1_epi32(0x40_0000));
-                let narrow = _mm512_cvtepi32_epi16(_mm512_srli_epi32::<16>(rounded));
-                _mm256_storeu_si256(to.as_mut_ptr().cast(), narrow);
-            }
-        }
-        #[inline(always)]
-        fn select_less(self, b: Self, yes: Self, no: Self) -> Self {
-            // SAFETY: see the impl.
-            unsafe { Self(_mm512_mask_blend_ps(_mm512_cmp_ps_mask::<_CMP_LT_OQ>(self.0, b.0), no.0, yes.0)) }
-        }
-        #[inline(always)]
-        fn times_power(self, n: Self, _: Self) -> Self {
-            // SAFETY: see the impl.
-            unsafe { Self(_mm512_scalef_ps(self.0, n.0)) }
-        }
+    #[inline(always)]
+    fn load_bf16(from: &[bf16; WIDTH]) -> Self {
+        Self(from.map(|x| x.to_f32()))
     }
-
-    impl Vector for Avx2 {
-        const MANY_REGISTERS: bool = false;
-        #[inline(always)]
-        fn splat(value: f32) -> Self {
-            // SAFETY: see above.
-            unsafe { Self(_mm256_set1_ps(value), _mm256_set1_ps(value)) }
-        }
-        #[inline(always)]
-        fn load(from: &[f32; WIDTH]) -> Self {
-            // SAFETY: see above.
-            unsafe { Self(_mm256_loadu_ps(from.as_ptr()), _mm256_loadu_ps(from.as_ptr().add(8))) }
-        }
-        #[inline(always)]
-        fn store(self, to: &mut [f32; WIDTH]) {
-            // SAFETY: see above.
-            unsafe {
-                _mm256_storeu_ps(to.as_mut_ptr(), self.0);
-                _mm256_storeu_ps(to.as_mut_ptr().add(8), self.1);
-            }
-        }
-        #[inline(always)]
-        fn add(self, b: Self) -> Self {
-            // SAFETY: see above.
-            unsafe { Self(_mm256_add_ps(self.0, b.0), _mm256_add_ps(self.1, b.1)) }
-        }
-        #[inline(always)]
-        fn sub(self, b: Self) -> Self {
-            // SAFETY: see above.
-            unsafe { Self(_mm256_sub_ps(self.0, b.0), _mm256_sub_ps(self.1, b.1)) }
-        }
-        #[inline(always)]
-        fn mul(self, b: Self) -> Self {
-            // SAFETY: see above.
-            unsafe { Self(_mm256_mul_ps(self.0, b.0), _mm256_mul_ps(self.1, b.1)) }
-        }
-        #[inline(always)]
-        fn mul_add(self, b: Self, c: Self) -> Self {
-            // SAFETY: see above.
-            unsafe { Self(_mm256_fmadd_ps(self.0, b.0, c.0), _mm256_fmadd_ps(self.1, b.1, c.1)) }
-        }
-        #[inline(always)]
-        fn max(self, b: Self) -> Self {
-            // SAFETY: see above.
-            unsafe { Self(_mm256_max_ps(self.0, b.0), _mm256_max_ps(self.1, b.1)) }
-        }
-        #[inline(always)]
-        fn min(self, b: Self) -> Self {
-            // SAFETY: see above.
-            unsafe { Self(_mm256_min_ps(self.0, b.0), _mm256_min_ps(self.1, b.1)) }
-        }
-        #[inline(always)]
-        fn rough_reciprocal(self) -> Self {
-            // SAFETY: see above.
-            unsafe {
-                let magic = _mm256_set1_epi32(RECIPROCAL as i32);
-                Self(
-                    _mm256_castsi256_ps(_mm256_sub_epi32(magic, _mm256_castps_si256(self.0))),
-                    _mm256_castsi256_ps(_mm256_sub_epi32(magic, _mm256_castps_si256(self.1))),
-                )
-            }
-        }
-        #[inline(always)]
-        fn load_bf16(from: &[bf16; WIDTH]) -> Self {
-            // SAFETY: see above.
-            unsafe {
-                let all = _mm256_loadu_si256(from.as_ptr().cast());
-                let low = _mm256_cvtepu16_epi32(_mm256_castsi256_si128(all));
-                let high = _mm256_cvtepu16_epi32(_mm256_extracti128_si256::<1>(all));
-                Self(
-                    _mm256_castsi256_ps(_mm256_slli_epi32::<16>(low)),
-                    _mm256_castsi256_ps(_mm256_slli_epi32::<16>(high)),
-                )
-            }
-        }
-        #[inline(always)]
-        fn store_bf16(self, to: &mut [bf16; WIDTH]) {
-            // SAFETY: see above.
-            unsafe {
-                // Packing works within 128-bit halves; the permutation puts the quarters in order.
-                let packed = _mm256_packus_epi32(rounded_half(self.0), rounded_half(self.1));
-                _mm256_storeu_si256(to.as_mut_ptr().cast(), _mm256_permute4x64_epi64::<0b11_01_10_00>(packed));
-            }
-        }
-        #[inline(always)]
-        fn select_less(self, b: Self, yes: Self, no: Self) -> Self {
-            // SAFETY: see above.
-            unsafe {
-                Self(
-                    _mm256_blendv_ps(no.0, yes.0, _mm256_cmp_ps::<_CMP_LT_OQ>(self.0, b.0)),
-                    _mm256_blendv_ps(no.1, yes.1, _mm256_cmp_ps::<_CMP_LT_OQ>(self.1, b.1)),
-                )
-            }
-        }
-        #[inline(always)]
-        fn times_power(self, _: Self, shifted: Self) -> Self {
-            // SAFETY: see above.
-            unsafe { Self(_mm256_mul_ps(self.0, power(shifted.0)), _mm256_mul_ps(self.1, power(shifted.1))) }
-        }
+    #[inline(always)]
+    fn store_bf16(self, to: &mut [bf16; WIDTH]) {
+        *to = self.0.map(Element::from_f32);
     }
 }
 
@@ -475,11 +316,19 @@ macro_rules! vectorised {
                 fn avx512<$($generic: $bound),*>($($argument: $kind),*) $(-> $result)? {
                     body::<$crate::cpu::vector::Avx512 $(, $generic)*>($($argument),*)
                 }
+                #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,avx2,fma,bmi1,bmi2,popcnt,lzcnt")]
+                fn avx512_bf16<$($generic: $bound),*>($($argument: $kind),*) $(-> $result)? {
+                    body::<$crate::cpu::vector::Avx512Bf16 $(, $generic)*>($($argument),*)
+                }
                 #[target_feature(enable = "avx2,fma")]
                 fn avx2<$($generic: $bound),*>($($argument: $kind),*) $(-> $result)? {
                     body::<$crate::cpu::vector::Avx2 $(, $generic)*>($($argument),*)
                 }
                 match $crate::isa::vector_isa() {
+                    $crate::isa::VectorIsa::Avx512 if $crate::isa::Machine::get().avx512_bf16 => {
+                        // SAFETY: detection found these features.
+                        return unsafe { avx512_bf16::<$($generic),*>($($argument),*) };
+                    }
                     $crate::isa::VectorIsa::Avx512 => {
                         // SAFETY: `vector_isa` answers Avx512 only where detection found these features.
                         return unsafe { avx512::<$($generic),*>($($argument),*) };

@@ -5,7 +5,7 @@
 
 use super::lanes::{Lanes, Softmax, Visible};
 use super::{BLOCK, LANES};
-use crate::cpu::vector::{Avx512, Vector, exp2, exp2_short, total};
+use crate::cpu::vector::{Arithmetic, Avx512, Vector, exp2, exp2_short, total};
 use crate::element::{Element, bf16};
 use crate::isa::{Machine, MatmulPath};
 use std::arch::asm;

@@ -7,7 +7,7 @@
 use super::lanes::{self, Lanes, Visible};
 use super::plan::{self, GROUP, Tree, TreeSegment};
 use super::{BLOCK, Heads, LANES};
-use crate::cpu::past_caches::{copy_past_caches, finish_stores};
+use crate::cpu::past_caches::{LARGE, copy_past_caches, finish_stores};
 use crate::cpu::rope::{RopeTable, turn_row};
 use crate::cpu::scratch::with_scratch;
 use crate::cpu::shared::SharedMut;
@@ -71,7 +71,7 @@ pub(super) fn attention_backward_on<E: Element>(
         d_qkv.fill(E::from_f32(0.0));
     }
     let trees = plan::trees(heads, segments);
-    let past_caches = size_of_val(&*d_qkv) > STREAMED;
+    let past_caches = size_of_val(&*d_qkv) >= LARGE;
     let call = Call { heads, stride, qkv, out, lse, d_out, table, d_qkv: SharedMut::new(d_qkv) };
     let (ahead, count) = (team::num_threads(), trees.len() * heads.num_kv_heads);
     let task = |index: usize| (index < count).then(|| (&trees[index / heads.num_kv_heads], index % heads.num_kv_heads));
@@ -274,10 +274,6 @@ impl<E: Element> Call<'_, E> {
         Visible::new(&limits, first)
     }
 }
-
-/// Bytes of a gradient above which it is written past the caches: whoever reads it next reads it from memory anyway,
-/// and an ordinary store first reads the line.
-const STREAMED: usize = 2 << 20;
 
 /// Rows of the next task, for all that it reads of a row, that are asked for at a time; enough to be done with a task
 /// of 256 rows and three query heads before it begins.

@@ -8,7 +8,7 @@
 use super::BLOCK;
 use super::amx::{DEPTH, KEY_STEPS, Pieces};
 use super::lanes::Softmax;
-use crate::cpu::vector::{Avx512, Vector, exp2, exp2_short};
+use crate::cpu::vector::{Arithmetic, Avx512, Vector, exp2, exp2_short};
 use crate::element::bf16;
 use std::arch::asm;
 use std::arch::x86_64::*;

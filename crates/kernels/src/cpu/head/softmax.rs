@@ -4,7 +4,9 @@
 
 use super::{CHUNK, RowData};
 use crate::cpu::math::{exp, ln};
-use crate::cpu::vector::{Vector, WIDTH, exp2, load, store, total, vectorised};
+use crate::cpu::vector::{
+    Arithmetic, FOUR, Four, Stripe, Vector, WIDTH, exp2, in_stripes, load, store, total, vectorised,
+};
 use crate::element::Element;
 use crate::isa::multiversion;
 use std::f32::consts::LOG2_E;
@@ -144,7 +146,7 @@ const LANES: usize = 2 * WIDTH;
 
 /// e^x for x up to 0; NaN stays NaN.
 #[inline(always)]
-fn mass<V: Vector>(x: V) -> V {
+fn mass<V: Arithmetic>(x: V) -> V {
     x.select_less(V::splat(LOWEST), V::splat(0.0), exp2(x.mul(V::splat(LOG2_E))))
 }
 
@@ -192,25 +194,29 @@ vectorised! {
     /// The largest of the scaled logits m, Σ e^(z−m) and Σ (z−m) e^(z−m). `masses` is empty, or receives all e^(z−m).
     fn statistics<V, O: Element>(logits: &[f32; CHUNK], scale: f32, masses: &mut [O]) -> (f32, f32, f32) {
         let (parts, _) = logits.as_chunks::<WIDTH>();
-        let scale = V::splat(scale);
-        let max = largest::<V>(parts, scale);
+        let max = largest::<V>(parts, V::splat(scale));
         // All banned, or all NaN: any finite stand-in gives sum 0 or NaN.
-        let shift = V::splat(if max == f32::NEG_INFINITY { 0.0 } else { max });
+        let shift = if max == f32::NEG_INFINITY { 0.0 } else { max };
         let (mut sums, mut weighted) = ([V::splat(0.0); LANES / WIDTH], [V::splat(0.0); LANES / WIDTH]);
-        let mut kept = masses.as_chunks_mut::<WIDTH>().0.iter_mut();
-        for both in parts.as_chunks::<{ LANES / WIDTH }>().0 {
-            for ((sum, weighted), z) in sums.iter_mut().zip(&mut weighted).zip(both) {
-                let below = V::load(z).mul(scale).sub(shift);
-                let e = mass(below);
-                if let Some(kept) = kept.next() {
-                    store(e, kept, 0);
-                }
-                *sum = sum.add(e);
-                *weighted = weighted.add(e.mul(V::splat(LOWEST).max(below)));
+        let (scale, shift, lowest) = (Four::<V>::splat(scale), Four::splat(shift), Four::splat(LOWEST));
+        for at in (0..CHUNK).step_by(FOUR) {
+            let below = load::<Four<V>, f32>(logits, at).mul(scale).sub(shift);
+            let e = mass(below);
+            if !masses.is_empty() {
+                store(e, masses, at);
             }
+            add_in_turns(&mut sums, e);
+            add_in_turns(&mut weighted, e.mul(lowest.max(below)));
         }
         (max, total(sums[0].add(sums[1])), total(weighted[0].add(weighted[1])))
     }
+}
+
+/// Adds the first and third vector to the first sum, the others to the second.
+#[inline(always)]
+fn add_in_turns<V: Vector>(sums: &mut [V; LANES / WIDTH], four: Four<V>) {
+    let [a, b, c, d] = four.vectors();
+    *sums = [sums[0].add(a).add(c), sums[1].add(b).add(d)];
 }
 
 /// The largest of the scaled logits; those that are not a number do not count.
@@ -281,11 +287,13 @@ pub(super) fn mass_gradients<O: Element>(
 
 vectorised! {
     fn times<V, O: Element>(x: &[O], factor: f32, out: &mut [O]) {
-        let factor = V::splat(factor);
-        for at in (0..out.len()).step_by(WIDTH) {
-            store(load::<V, O>(x, at).mul(factor), out, at);
-        }
+        in_stripes!(V, out.len(), times_at::<O>(x, factor, out));
     }
+}
+
+#[inline(always)]
+fn times_at<S: Stripe, O: Element>(at: usize, x: &[O], factor: f32, out: &mut [O]) {
+    store(load::<S, O>(x, at).mul(S::splat(factor)), out, at);
 }
 
 /// What the gradients of a row's logits have in common; the last two times minus the scale.
@@ -301,13 +309,15 @@ struct Constants {
 vectorised! {
     /// The part that all tokens share: −scale · p · (by_logprob + by_entropy · (ln p + entropy)).
     fn gradients<V, O: Element>(logits: &[f32], constants: &Constants, out: &mut [O]) {
-        let Constants { scale, lse, entropy, by_logprob, by_entropy } = *constants;
-        let (scale, minus_lse, entropy) = (V::splat(scale), V::splat(-lse), V::splat(entropy));
-        let (by_logprob, by_entropy) = (V::splat(by_logprob), V::splat(by_entropy));
-        for at in (0..out.len()).step_by(WIDTH) {
-            let logp = load::<V, f32>(logits, at).mul_add(scale, minus_lse);
-            let above = V::splat(LOWEST).max(logp).add(entropy);
-            store(mass(logp).mul(by_entropy.mul_add(above, by_logprob)), out, at);
-        }
+        in_stripes!(V, out.len(), gradients_at::<O>(logits, constants, out));
     }
+}
+
+#[inline(always)]
+fn gradients_at<S: Stripe, O: Element>(at: usize, logits: &[f32], constants: &Constants, out: &mut [O]) {
+    let Constants { scale, lse, entropy, by_logprob, by_entropy } = *constants;
+    let (by_logprob, by_entropy) = (S::splat(by_logprob), S::splat(by_entropy));
+    let logp = load::<S, f32>(logits, at).mul_add(S::splat(scale), S::splat(-lse));
+    let above = S::splat(LOWEST).max(logp).add(S::splat(entropy));
+    store(mass(logp).mul(by_entropy.mul_add(above, by_logprob)), out, at);
 }

@@ -6,7 +6,9 @@
 //! Cost: one pass over the source at about memory speed, parallel; see `shuffle.rs` for the transposing loops.
 
 use super::shuffle;
+use crate::cpu::past_caches::{LARGE, copy_past_caches, finish_stores};
 use crate::cpu::shared::SharedMut;
+use crate::cpu::vector::{ahead, ask_line};
 use crate::element::{Element, bf16, same_type};
 use crate::isa::multiversion;
 use crate::parallel;
@@ -57,12 +59,15 @@ multiversion! {
     fn block_from_rows(x: &[bf16], stride: usize, rows: Range<usize>, first: usize, width: usize, block: &mut [bf16]) {
         let steps = block.len() / PAIR_LEN;
         let (lines, _) = block.as_chunks_mut::<STEP>();
+        // The same values of a later row.
+        let later = ahead::<bf16>(width) / width.max(1) * stride;
         // Row by row, so that memory is read in its order.
         for r in 0..PANEL {
             let source = if r < rows.len() { &x[(rows.start + r) * stride + first..][..width] } else { &[][..] };
             for step in 0..steps {
                 let line = &mut lines[step * PANEL + r];
                 let part = source.get(step * STEP..).unwrap_or(&[]);
+                ask_line(part, later);
                 if let Some(full) = part.first_chunk::<STEP>() {
                     *line = *full;
                 } else {
@@ -146,9 +151,11 @@ pub(crate) fn ask_for(values: &[bf16]) {
 
 /// B from row-major `w[k, n]`.
 pub(crate) fn columns_from_rows<E: Element>(w: &[E], k: usize, n: usize, out: &mut [bf16]) {
-    let steps = k.div_ceil(STEP);
-    let out = SharedMut::new(&mut out[..panels_len(k, n)]);
+    let (steps, out) = (k.div_ceil(STEP), &mut out[..panels_len(k, n)]);
+    let large = size_of_val(&*out) >= LARGE;
+    let out = SharedMut::new(out);
     for_groups(n.div_ceil(PANEL), steps, |panels, group_steps| {
+        let mut packed = [bf16::ZERO; PAIR_LEN];
         for step in group_steps {
             for panel in panels.clone() {
                 // SAFETY: tasks own different panels and steps.
@@ -161,9 +168,15 @@ pub(crate) fn columns_from_rows<E: Element>(w: &[E], k: usize, n: usize, out: &m
                     column: panel * PANEL,
                     columns: PANEL.min(n - panel * PANEL),
                 };
-                source.with_full(STEP, |data, stride| interleave(data, stride, pair));
+                if large {
+                    source.with_full(STEP, |data, stride| interleave(data, stride, &mut packed));
+                    copy_past_caches(&packed, pair);
+                } else {
+                    source.with_full(STEP, |data, stride| interleave(data, stride, pair));
+                }
             }
         }
+        finish_stores();
     });
 }
 

@@ -3,6 +3,7 @@
 //! Cost: one pass over the output. Its lines are fetched while the block is computed, since nothing else would.
 
 use super::pack::PANEL;
+use crate::cpu::past_caches::LARGE;
 use crate::element::{Element, bf16};
 use crate::isa::multiversion;
 use crate::parallel::SharedPointer;
@@ -98,9 +99,6 @@ pub(super) enum Form {
     /// They go on top of a base, so many bytes from the output.
     F32Onto(isize),
 }
-
-/// Bytes of an output that the second-level cache will not keep.
-const LARGE: usize = 2 << 20;
 
 impl Target {
     /// An output whose rows, `stride` apart, start with its first column.
