@@ -112,7 +112,7 @@ impl Drop for Tiles {
     }
 }
 
-/// The loop over steps between a start and an end. Each step also asks for four lines of the B that comes next and for
+/// The loop over steps between a start and an end. Each step also asks for two lines of the B that comes next and for
 /// two rows of the output: spread out like this the requests hide behind the products, in one burst they would not.
 macro_rules! kernel {
     ($name:ident, [$($start:literal),*], [$($step:literal),*], [$($fetch:literal),*], [$($end:literal),*]) => {
@@ -156,15 +156,14 @@ macro_rules! kernel {
     };
 }
 
-/// A little of the B that comes next, a few lines per step.
+/// A little of the B that comes next, two lines per step: with more, tiles would wait for a place among what is under
+/// way.
 macro_rules! a_little {
     ($kernel:ident, $name:ident, $($start:literal),*) => {
         $kernel!($name, [
             "prefetcht1 [{next}]",
             "prefetcht1 [{next} + 64]",
-            "prefetcht1 [{next} + 128]",
-            "prefetcht1 [{next} + 192]",
-            "add {next}, 256"
+            "add {next}, 128"
         ], $($start),*);
     };
 }
@@ -201,8 +200,8 @@ macro_rules! load_lower {
 macro_rules! finish_step {
     () => {
         "tdpbf16ps tmm2, tmm5, tmm6\ntdpbf16ps tmm3, tmm5, tmm7\n\
-         prefetcht1 [{next}]\nprefetcht1 [{next} + 64]\nprefetcht1 [{next} + 128]\nprefetcht1 [{next} + 192]\n\
-         add {next}, 256\nadd {a}, 2048\nadd {b}, 2048"
+         prefetcht1 [{next}]\nprefetcht1 [{next} + 64]\n\
+         add {next}, 128\nadd {a}, 2048\nadd {b}, 2048"
     };
 }
 

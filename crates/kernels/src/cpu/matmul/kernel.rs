@@ -26,7 +26,7 @@ pub(super) struct Block {
     pub(super) c_stride: usize,
     /// Start from zero instead of from the sums.
     pub(super) fresh: bool,
-    /// Part of B that is wanted soon: 256 bytes per step are prefetched from here on. Need not be valid.
+    /// Part of B that is wanted soon: 128 bytes per step are prefetched from here on. Need not be valid.
     pub(super) next: *const bf16,
     /// B comes from memory and is read once: all 2048 bytes per step are prefetched from `next` on.
     pub(super) streamed: bool,

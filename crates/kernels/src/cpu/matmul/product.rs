@@ -421,8 +421,8 @@ impl Part<'_> {
                 c,
                 c_stride,
                 fresh: steps.start == 0,
-                // Eight blocks fetch all of the next slice; further ones look at what is there already.
-                next: next.wrapping_add(index % 8 * steps.len() * 128),
+                // Sixteen blocks fetch all of the next slice; further ones look at what is there already.
+                next: next.wrapping_add(index % 16 * steps.len() * 64),
                 streamed,
                 output: last
                     .then(|| target.lines(place))
