@@ -3,8 +3,9 @@
 //! `quick_gelu`, `silu`, `relu`), computed in f32.
 //! Cost: one pass; 20 to 35 vector instructions per 16 elements.
 
+use crate::cpu::ask::ahead;
 use crate::cpu::shared::SharedMut;
-use crate::cpu::vector::{Arithmetic, Stripe, ahead, ask, exp2, in_stripes, load, reciprocal, store, vectorised};
+use crate::cpu::vector::{Arithmetic, Stripe, ask, exp2, in_stripes, load, reciprocal, store, vectorised};
 use crate::element::Element;
 use crate::parallel::for_chunks;
 

@@ -3,10 +3,10 @@
 //! Cost: one pass over four buffers (28 bytes per parameter) at memory speed, parallel over fixed chunks; 4 bytes more for
 //! what is packed on the way.
 
+use crate::cpu::ask::{ahead, ask_ahead};
 use crate::cpu::matmul::Forms;
 use crate::cpu::past_caches::finish_stores;
 use crate::cpu::shared::SharedMut;
-use crate::cpu::vector::{ahead, ask_line};
 use crate::isa::multiversion;
 use crate::parallel::{all_chunks, for_chunks, share, sum_chunks};
 use std::ops::Range;
@@ -181,8 +181,7 @@ multiversion! {
         let mut lanes = [0f64; 32];
         let (mut blocks, ahead) = (x.chunks_exact(32), ahead::<f32>(1));
         for block in &mut blocks {
-            ask_line(block, ahead);
-            ask_line(block, ahead + 16);
+            ask_ahead(block, ahead, 32);
             for (lane, value) in lanes.iter_mut().zip(block) {
                 let value = f64::from(*value);
                 *lane += value * value;

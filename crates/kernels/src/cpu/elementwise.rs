@@ -2,8 +2,8 @@
 //! Every element stands alone, so nothing here has an order to keep.
 //! Cost: one pass at memory bandwidth, in parallel above one chunk.
 
+use crate::cpu::ask::{ahead, ask_ahead};
 use crate::cpu::shared::SharedMut;
-use crate::cpu::vector::{ahead, ask_line};
 use crate::element::Element;
 use crate::isa::multiversion;
 use crate::parallel::for_chunks;
@@ -26,9 +26,7 @@ multiversion! {
     fn convert_chunk<A: Element, B: Element>(a: &[A], b: &mut [B]) {
         const TOGETHER: usize = 64;
         for (b, a) in b.chunks_mut(TOGETHER).zip(a.chunks(TOGETHER)) {
-            for line in (0..TOGETHER).step_by(64 / size_of::<A>()) {
-                ask_line(a, line + ahead::<A>(1));
-            }
+            ask_ahead(a, ahead::<A>(1), TOGETHER);
             for (b, a) in b.iter_mut().zip(a) {
                 *b = B::from_f32(a.to_f32());
             }

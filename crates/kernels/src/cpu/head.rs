@@ -11,6 +11,7 @@ mod kept;
 mod row;
 mod softmax;
 
+use super::ask::ask_for;
 use super::matmul::{self as products, pack};
 use super::matmul::{Columns, PackedMatrix, Rows, Sink, Target};
 use super::past_caches::{copy_past_caches, finish_stores};
@@ -136,7 +137,7 @@ impl Logits<'_> {
         {
             let values = forward.columns().columns(self.tokens(chunk)).values();
             if let Some(values) = values.chunks(ASKED).nth(part) {
-                pack::ask_for(values);
+                ask_for(values);
             }
         }
     }
@@ -502,7 +503,7 @@ fn gradients_by_logits<O: Element>(
                 for row in members {
                     if row + AHEAD < end {
                         let (later, _) = kept.of::<O>(rows.first + row + AHEAD, chunk, tokens.clone());
-                        pack::ask_for(bytemuck::cast_slice(later));
+                        ask_for(later);
                     }
                     let (masses, max) = kept.of::<O>(rows.first + row, chunk, tokens.clone());
                     mass_gradients(masses, max, tokens.start, rows, row, out_of(row));

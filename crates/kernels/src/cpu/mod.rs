@@ -5,6 +5,7 @@
 
 pub mod activation;
 pub mod adamw;
+pub(crate) mod ask;
 pub mod attention;
 pub mod elementwise;
 pub mod embed;

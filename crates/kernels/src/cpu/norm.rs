@@ -5,9 +5,10 @@
 
 // T rows, D width
 
+use crate::cpu::ask::ahead;
 use crate::cpu::elementwise::accumulate_row;
 use crate::cpu::shared::SharedMut;
-use crate::cpu::vector::{Stripe, Vector, WIDTH, ahead, ask, in_stripes, load, store, total, vectorised};
+use crate::cpu::vector::{Stripe, Vector, WIDTH, ask, in_stripes, load, store, total, vectorised};
 use crate::element::Element;
 use crate::parallel::{for_chunks, share};
 

@@ -4,8 +4,9 @@
 
 // T rows, half = number of rotated pairs per head
 
+use crate::cpu::ask::{ahead, ask_ahead};
 use crate::cpu::shared::SharedMut;
-use crate::cpu::vector::{Vector, WIDTH, ahead, ask_line, load, store, vectorised};
+use crate::cpu::vector::{Vector, WIDTH, load, store, vectorised};
 use crate::element::Element;
 use crate::parallel::{for_chunks, share};
 
@@ -99,9 +100,7 @@ vectorised! {
         let later = ahead::<E>(row_width);
         for ((row, cos), sin) in x.chunks_exact_mut(row_width).zip(cos.chunks_exact(half)).zip(sin.chunks_exact(half)) {
             for head in row[offset..][..num_heads * head_dim].chunks_exact_mut(head_dim) {
-                for line in (0..head_dim).step_by(64 / size_of::<E>()) {
-                    ask_line(head, line + later);
-                }
+                ask_ahead(head, later, head_dim);
                 turn::<V, E>(head, cos, sin, inverse);
             }
         }

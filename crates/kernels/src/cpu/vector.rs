@@ -1,8 +1,9 @@
 //! Sixteen f32 side by side, on each instruction set, for loops that the compiler does not vectorise well by itself:
-//! those that keep a block of sums in registers, and the softmax of attention.
+//! those that keep a block of sums in registers, softmax, norms and activations.
 //! Every operation gives the same bits on every instruction set, but for the rounding of the tiniest numbers to bf16.
 //! Cost: one instruction per operation with AVX-512, two with AVX2.
 
+use crate::cpu::ask::ask_ahead;
 use crate::element::{Element, bf16};
 
 mod four;
@@ -152,34 +153,10 @@ impl<V: Vector> Stripe for V {
     }
 }
 
-/// Bytes that a loop over long rows asks for ahead of itself: more than a page, at whose end the processor's own
-/// prefetching stops, and about what can be under way at a time.
-const AHEAD: usize = 6 << 10;
-
-/// How many values further on those are that [`ask`] should ask for, in whole periods of `period` values.
-pub(crate) fn ahead<E>(period: usize) -> usize {
-    (AHEAD / size_of::<E>()).div_ceil(period.max(1)) * period
-}
-
-/// Asks for the lines of what [`load`] reads; they need not exist.
+/// Asks for what [`load`] reads, which need not exist.
 #[inline(always)]
 pub(crate) fn ask<S: Stripe, E: Element>(x: &[E], at: usize) {
-    for line in (0..size_of::<S>() / size_of::<f32>()).step_by(64 / size_of::<E>()) {
-        ask_line(x, at + line);
-    }
-}
-
-/// Asks for the line of `x[at]`, which need not exist.
-#[inline(always)]
-pub(crate) fn ask_line<E>(x: &[E], at: usize) {
-    #[cfg(target_arch = "x86_64")]
-    // SAFETY: SSE is part of x86-64, and prefetching never faults.
-    unsafe {
-        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-        _mm_prefetch::<_MM_HINT_T0>(x.as_ptr().wrapping_add(at).cast());
-    }
-    #[cfg(not(target_arch = "x86_64"))]
-    let _ = (x, at);
+    ask_ahead(x, at, size_of::<S>() / size_of::<f32>());
 }
 
 /// The last values of `x`, from `at` on, and zeros. Out of line, so that loops over whole vectors stay short.

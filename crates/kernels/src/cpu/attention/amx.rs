@@ -267,17 +267,6 @@ fn transpose(r: &mut [__m512i; 16]) {
     }
 }
 
-/// Asks for a run of keys or values that will be wanted soon. Towards the second-level cache: more such requests can
-/// be under way at a time than loads, and memory answers slowly.
-pub(super) fn fetch<E>(run: &[E]) {
-    const LINE: usize = 64;
-    let start: *const u8 = run.as_ptr().cast();
-    for at in (0..size_of_val(run)).step_by(LINE) {
-        // SAFETY: SSE is part of x86-64, and prefetching never faults; the address lies inside the slice.
-        unsafe { _mm_prefetch::<_MM_HINT_T1>(start.add(at).cast()) }
-    }
-}
-
 /// Fetches row `index` of the following block towards the caches where rows are too far apart for the hardware to
 /// guess.
 #[inline(always)]

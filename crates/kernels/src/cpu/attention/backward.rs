@@ -7,6 +7,7 @@
 use super::lanes::{self, Lanes, Visible};
 use super::plan::{self, GROUP, Tree, TreeSegment};
 use super::{BLOCK, Heads, LANES};
+use crate::cpu::ask::ask_for;
 use crate::cpu::past_caches::{LARGE, copy_past_caches, finish_stores};
 use crate::cpu::rope::{RopeTable, turn_row};
 use crate::cpu::scratch::with_scratch;
@@ -344,10 +345,10 @@ impl<'a, E: Element> Traffic<'a, E> {
             let (x, at) = (&call.qkv[row * call.stride..][..call.stride], row * num_heads * d + kv_head * width);
             let (key, value) = ((num_heads + kv_head) * d, (num_heads + num_kv_heads + kv_head) * d);
             for run in [&x[kv_head * width..][..width], &call.out[at..][..width], &call.d_out[at..][..width]] {
-                super::amx::fetch(run);
+                ask_for(run);
             }
-            super::amx::fetch(&x[key..][..d]);
-            super::amx::fetch(&x[value..][..d]);
+            ask_for(&x[key..][..d]);
+            ask_for(&x[value..][..d]);
             self.fetched += (3 * width + 2 * d) * size_of::<E>();
             self.row += 1;
             if self.row == segment.len {

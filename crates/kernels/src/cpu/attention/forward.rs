@@ -5,6 +5,7 @@
 use super::lanes::{self, Lanes, Softmax, Visible};
 use super::plan::{self, Part, Plan, Task};
 use super::{BLOCK, Heads, LANES, Rows};
+use crate::cpu::ask::ask_for;
 use crate::cpu::scratch::with_scratch;
 use crate::cpu::shared::SharedMut;
 use crate::element::Element;
@@ -154,8 +155,7 @@ impl<E> Wanted<'_, E> {
             && let Some(run) = self.runs.last_mut()
         {
             let (now, later) = run.split_at(run.len().min(lines.saturating_mul(per_line)));
-            #[cfg(target_arch = "x86_64")]
-            super::amx::fetch(now);
+            ask_for(now);
             lines -= now.len().div_ceil(per_line);
             if later.is_empty() {
                 self.runs.pop();

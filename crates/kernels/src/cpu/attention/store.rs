@@ -4,6 +4,7 @@
 //! Knows rows; knows neither segments nor layers. Cost: one pass over the new rows.
 
 use super::Heads;
+use crate::cpu::ask::ask_for;
 use crate::cpu::shared::SharedMut;
 use crate::element::Element;
 use crate::isa::multiversion;
@@ -57,10 +58,7 @@ pub fn store<E: Element>(heads: &Heads, qkv: &[E], places: &[u32], keys: &mut [E
 
 /// Asks for the pair of rows around `place`: places are scattered, and nobody has looked at them since the last token.
 fn fetch<E>(plane: &[E], place: usize, d: usize) {
-    #[cfg(target_arch = "x86_64")]
-    super::amx::fetch(&plane[place / 2 * 2 * d..][..2 * d]);
-    #[cfg(not(target_arch = "x86_64"))]
-    let _ = (plane, place, d);
+    ask_for(&plane[place / 2 * 2 * d..][..2 * d]);
 }
 
 multiversion! {

@@ -6,9 +6,9 @@
 //! Cost: one pass over the source at about memory speed, parallel; see `shuffle.rs` for the transposing loops.
 
 use super::shuffle;
+use crate::cpu::ask::{ahead, ask_ahead, ask_for};
 use crate::cpu::past_caches::{LARGE, copy_past_caches, finish_stores};
 use crate::cpu::shared::SharedMut;
-use crate::cpu::vector::{ahead, ask_line};
 use crate::element::{Element, bf16, same_type};
 use crate::isa::multiversion;
 use crate::parallel;
@@ -67,7 +67,7 @@ multiversion! {
             for step in 0..steps {
                 let line = &mut lines[step * PANEL + r];
                 let part = source.get(step * STEP..).unwrap_or(&[]);
-                ask_line(part, later);
+                ask_ahead(part, later, STEP);
                 if let Some(full) = part.first_chunk::<STEP>() {
                     *line = *full;
                 } else {
@@ -136,17 +136,6 @@ fn prefetch_strip(data: &[bf16], stride: usize, row: usize, columns: &Range<usiz
         let Some(line) = data.get(row * stride + columns.start..row * stride + columns.end) else { return };
         ask_for(line);
     }
-}
-
-/// Asks for values to come into the second-level cache.
-pub(crate) fn ask_for(values: &[bf16]) {
-    #[cfg(target_arch = "x86_64")]
-    for line in values.chunks(STEP) {
-        // SAFETY: SSE is part of x86-64, and prefetching never faults.
-        unsafe { std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T1 }>(line.as_ptr().cast()) }
-    }
-    #[cfg(not(target_arch = "x86_64"))]
-    let _ = values;
 }
 
 /// B from row-major `w[k, n]`.

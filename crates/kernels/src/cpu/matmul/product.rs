@@ -9,6 +9,7 @@
 use super::kernel::{Block, Kernel};
 use super::pack::{self, PANEL, STEP, TILE, TILE_LEN};
 use super::target::{OutputLines, Place, Target};
+use crate::cpu::ask::ask_for;
 use crate::cpu::past_caches::finish_stores;
 use crate::cpu::scratch::with_scratch;
 use crate::element::bf16;
@@ -216,7 +217,7 @@ pub(crate) unsafe fn multiply_rows(
                 if cut.blocks <= 1 {
                     // The products ask for what lies further ahead; the beginning comes while rows are packed.
                     let beginning = b.slice(panels.start, 0..b.steps);
-                    pack::ask_for(&beginning[..beginning.len().min(STREAM_AHEAD)]);
+                    ask_for(&beginning[..beginning.len().min(STREAM_AHEAD)]);
                 }
                 let blocks = cut.blocks_of(group);
                 let rows = blocks.start * PANEL..(blocks.end * PANEL).min(m);

@@ -46,7 +46,7 @@ fn rounded_half(x: __m256) -> __m256i {
     }
 }
 
-// SAFETY, for every block below: the two types are used only inside functions that `vectorised` compiles for, and
+// SAFETY, for every block below: these types are used only inside functions that `vectorised` compiles for, and
 // enters on, machines with the instructions; loads and stores are unaligned ones on whole arrays of 16.
 impl Arithmetic for Avx512 {
     #[inline(always)]
